@@ -1,0 +1,1 @@
+"""What talks to the kernel: thin shells that fetch, translate errors and hand on."""
