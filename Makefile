@@ -1,0 +1,35 @@
+# `make` alone lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+# conmond and the tests that load programs into the kernel need root.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# Left behind by a run as root, these would be in the way of the next run without.
+NO_TRACES := env PYTHONDONTWRITEBYTECODE=1
+
+.PHONY: help run test lint bench clean setup-run setup-test
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: setup-run ## install what is missing, then watch connections until Ctrl-C; ARGS="--json" goes to conmond
+	@exec $(SUDO) .venv/bin/conmond $(ARGS)
+
+test: setup-test ## install what is missing, then every test this machine can run; ARGS goes to pytest
+	@exec $(SUDO) $(NO_TRACES) $(PYTHON) -m pytest -p no:cacheprovider -ra --require auto $(ARGS)
+
+lint: setup-test ## ruff, mypy --strict, clang-format
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy monitor conmon $(wildcard bench)
+	@.venv/bin/clang-format --dry-run -Werror bpf/*.h bpf/*.c
+
+bench: setup-test ## what conmond costs on this machine
+	@exec $(SUDO) $(NO_TRACES) $(PYTHON) -m bench $(ARGS)
+
+clean: ## remove all that the other targets made, .venv too
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+setup-run setup-test: setup-%:
+	@tools/setup $*
