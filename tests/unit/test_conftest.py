@@ -1,0 +1,44 @@
+"""The rule of tests/conftest.py: not asked for is skipped, asked for and missing fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MARKED = """
+import pytest
+
+@pytest.mark.vm("no-such-program")
+def test_marked():
+    pass
+
+def test_plain():
+    pass
+"""
+
+
+def run_pytest(folder: Path, *arguments: str) -> str:
+    (folder / "test_it.py").write_text(MARKED)
+    (folder / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider"]
+    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), str(folder)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_a_group_not_asked_for_is_skipped_with_the_reason(tmp_path):
+    said = run_pytest(tmp_path)
+    assert "ask with --require vm" in said
+    assert said.splitlines()[-1].strip("= ").startswith("1 passed, 1 skipped")
+
+
+def test_a_need_missing_where_the_group_was_asked_for_fails(tmp_path):
+    said = run_pytest(tmp_path, "--require", "vm")
+    assert "asked for with --require vm: not installed: no-such-program" in said
+    assert said.splitlines()[-1].strip("= ").startswith("1 passed, 1 error")
+
+
+def test_an_unknown_group_is_a_usage_error(tmp_path):
+    assert "--require: no such group: kernal" in run_pytest(tmp_path, "--require", "kernal")
