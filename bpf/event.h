@@ -24,11 +24,12 @@
 #define RECORD_LOG_MAX 32  /* TLS records noted per connection; a power of two */
 #define NAME_LEN       256 /* a DNS name is at most 253 characters */
 #define SERVICE_LEN    32  /* longest in /etc/services is 16 */
-#define ANSWER_MAX     96  /* addresses kept per lookup */
-#define ANSWER_SMALL   8   /* ... in the small form that most lookups fit */
+#define ANSWER_MAX     128 /* addresses kept per lookup; a power of two */
+#define ANSWER_SMALL   8   /* ... in the small form that most lookups fit; likewise */
 #define HELLO_MAX      4096
-#define HELLO_SMALL    640 /* the usual padded ClientHello is 517 bytes */
-#define PATH_LEN       256
+#define HELLO_SMALL    1024 /* the usual padded ClientHello is 517 bytes; powers of two */
+#define PATH_LEN       256 /* of an executable's path; a power of two */
+#define COMPONENT_LEN  128 /* longest path component kept */
 
 enum event_kind {
 	EVENT_CONN = 1,   /* struct conn_event, cut after its last log entry */
@@ -82,8 +83,7 @@ enum conn_flag {
 	CONN_PACKETS = 1 << 8,      /* packet hooks saw this socket: payload figures are meant */
 	CONN_SSL_INSIDE = 1 << 9,   /* the ClientHello left inside the library call; else just after */
 	CONN_LOCAL_CLOSE = 1 << 10, /* this side closed or shut down first */
-	CONN_TLS_TICKETS = 1 << 11, /* unused in the kernel; reserved for the core */
-	CONN_RX_DATA_AT_TLS = 1 << 12, /* payload was exchanged before the ClientHello (STARTTLS, CONNECT) */
+	CONN_TLS_LATE = 1 << 11,    /* payload was exchanged before the ClientHello (STARTTLS, CONNECT) */
 };
 
 enum tls_library {
@@ -162,8 +162,8 @@ struct conn_event {
 	__u8  raddr[16];
 	__u8  tx_head[HEAD_LEN]; /* first payload bytes sent */
 	__u8  rx_head[HEAD_LEN];
-	__u8  tx_split[8];    /* the split record header */
-	__u8  rx_split[8];
+	__u8  tx_split[12];   /* the split record header, and room the verifier asks for */
+	__u8  rx_split[12];
 	struct tls_record log[RECORD_LOG_MAX];
 };
 
@@ -210,10 +210,10 @@ struct exec_event {
 	struct event_header header;
 	struct task_info task;
 	__u64 ts_ns;
-	__u16 path_len;  /* bytes at the end of path; 0 = not known */
-	__u16 path_cut;  /* 1 = longer than fits */
-	__u32 pad;
-	char  path[PATH_LEN]; /* as /proc/PID/exe shows it, right-aligned, no NUL */
+	__u32 path_start; /* the path is path[path_start .. PATH_LEN) */
+	__u32 path_cut;   /* 1 = longer than fits: path is not valid */
+	char  path[PATH_LEN]; /* as /proc/PID/exe shows it, no NUL */
+	char  slack[COMPONENT_LEN]; /* never valid: room the verifier asks for */
 };
 
 /* A process ended (its last thread, as the kernel sees the group leader go). */
@@ -237,7 +237,8 @@ enum counter {
 	COUNT_RETRIES = 7,     /* submits that needed a second try and got through */
 	COUNT_CONNS = 8,       /* connections begun */
 	COUNT_STALE = 9,       /* entries found in the way of a new connection */
-	COUNT_MAX = 10,
+	COUNT_BYTES = 10,      /* handed over in conn events */
+	COUNT_MAX = 11,
 };
 
 _Static_assert(sizeof(struct task_info) == 64, "mirrored in decode.py");

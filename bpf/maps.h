@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Every map, with who fills it and who empties it. README.md in this folder
+ * has the same as a table.
+ */
+#ifndef CONMOND_MAPS_H
+#define CONMOND_MAPS_H
+
+#include "event.h"
+
+#ifndef MAX_CONNS
+#define MAX_CONNS 65536
+#endif
+#ifndef RING_PAGES
+#define RING_PAGES 1024 /* 4 MB: half a second at 10,000 connections a second */
+#endif
+#define WAKEUP_BYTES (RING_PAGES * 512ULL)
+#define MAX_LOOKUPS 4096 /* threads inside getaddrinfo() at one time */
+#define MAX_HANDSHAKES 8192
+
+/*
+ * Elements are allocated when needed where the kernel has an allocator that
+ * is safe in every context (bpf_mem_alloc, 6.1); before, all at once.
+ */
+#ifdef HAVE_BPF_MEM_ALLOC
+#define GROW_ON_DEMAND 1 /* BPF_F_NO_PREALLOC */
+#else
+#define GROW_ON_DEMAND 0
+#endif
+
+/* A getaddrinfo() call under way. */
+struct lookup_call {
+	__u64 start_ns;
+	__u64 result; /* the caller's struct addrinfo **, user memory */
+	__u16 hint_family;
+	__u16 hint_flags;
+	__u32 pad;
+	char  name[NAME_LEN];
+	char  service[SERVICE_LEN];
+};
+
+/* A thread's newest handshake call. */
+struct handshake_call {
+	__u64 ssl;
+	__u64 enter_ns;
+	__u64 exit_ns; /* 0 while inside */
+	__u32 library;
+	__u32 pad;
+};
+
+/* A library object whose handshake has not succeeded yet. */
+struct handshake_key {
+	__u64 ssl;
+	__u32 pid;
+	__u32 pad;
+};
+
+struct handshake {
+	__u64 first_ns;
+	__u64 sk; /* socket joined to it; 0 = none yet */
+	__u32 calls;
+	__s32 ret;
+};
+
+/*
+ * struct sock * -> connection. In: connect() (conn.bpf.c). Out: the change to
+ * CLOSE, which every TCP socket goes through. Full: the connection is not
+ * recorded and COUNT_CONN_FULL says so.
+ */
+BPF_F_TABLE("hash", u64, struct conn_event, conn_by_sk, MAX_CONNS, GROW_ON_DEMAND);
+
+/*
+ * tgid:tid -> call. In: getaddrinfo() entered. Out: its return, or the
+ * thread's exit. Full: COUNT_LOOKUP_FULL.
+ */
+BPF_F_TABLE("hash", u64, struct lookup_call, lookup_by_thread, MAX_LOOKUPS, GROW_ON_DEMAND);
+
+/*
+ * tgid:tid -> newest handshake call. In: call entered. Out: the thread's
+ * exit; the least recently used go first when full.
+ */
+BPF_TABLE("lru_hash", u64, struct handshake_call, handshake_by_thread, MAX_HANDSHAKES);
+
+/*
+ * (SSL object, tgid) -> handshake under way. In: first call. Out: the call
+ * that succeeds, or the close of the socket joined to it; objects that never
+ * get a socket (a server's failed handshakes) are the least recently used.
+ */
+BPF_TABLE("lru_hash", struct handshake_key, struct handshake, handshake_by_object,
+	  MAX_HANDSHAKES);
+
+/* Never written: copied to make a zeroed entry without stack or memset. */
+BPF_ARRAY(blank_conn, struct conn_event, 1);
+BPF_ARRAY(blank_lookup, struct lookup_call, 1);
+
+/* enum counter -> count since load, per CPU. */
+BPF_PERCPU_ARRAY(counters, u64, COUNT_MAX);
+
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+
+#endif

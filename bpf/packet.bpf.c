@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What the packets of a known connection say: first bytes each way, turns,
+ * TLS record headers while the connection is young, the hellos whole. Runs
+ * for every packet of the host, so the common cases leave early; always
+ * returns 1 (pass).
+ */
+#include "event.h"
+#include "kernel_fields.h"
+#include "maps.h"
+
+#define IPV6_HEADER	40
+#define IPV6_EXTENSIONS	4 /* hops walked before giving up */
+#define TCP_FLAG_FIN	0x01
+#define TCP_FLAG_SYN	0x02
+#define TCP_FLAG_RST	0x04
+#define RECORD_HEADER	5
+#define RECORD_ALERT	21
+#define RECORD_HANDSHAKE 22
+#define CLIENT_HELLO	1
+#define SERVER_HELLO	2
+#define RECORDS_WALKED	16 /* record starts looked at in one packet */
+#define SERVER_HELLO_MAX 2048 /* with a post-quantum key share: 1.2 KB */
+#define DIR_TX		1
+#define DIR_RX		2
+#define LATE_TLS_TURNS	16 /* STARTTLS and CONNECT come within so many turns */
+#define MEMORY_BIO_NS	50000000ULL /* from a library call to its bytes leaving */
+
+struct tcp_part {
+	u32 seq;
+	u32 offset; /* of the payload, from the IP header */
+	u32 len;    /* of the payload */
+	u8  flags;
+};
+
+/* 0 = this is no TCP packet we understand. */
+static __always_inline int parse_packet(struct __sk_buff *skb, struct tcp_part *part)
+{
+	u8 ip[8];
+	u8 tcp[14];
+	u32 offset;
+	u8 next;
+
+	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
+		return 0;
+	if (ip[0] >> 4 == 4) {
+		offset = (ip[0] & 15) * 4;
+		if (bpf_skb_load_bytes(skb, 9, &next, 1))
+			return 0;
+	} else {
+		offset = IPV6_HEADER;
+		next = ip[6];
+		for (int i = 0; i < IPV6_EXTENSIONS; i++) {
+			u8 ext[2];
+
+			/* hop-by-hop, routing, destination options */
+			if (next != 0 && next != 43 && next != 60)
+				break;
+			if (bpf_skb_load_bytes(skb, offset, ext, 2))
+				return 0;
+			next = ext[0];
+			offset += (ext[1] + 1) * 8;
+		}
+	}
+	if (next != IPPROTO_TCP)
+		return 0;
+	if (bpf_skb_load_bytes(skb, offset, tcp, sizeof(tcp)))
+		return 0;
+	part->seq = (u32)tcp[4] << 24 | (u32)tcp[5] << 16 | (u32)tcp[6] << 8 | tcp[7];
+	part->flags = tcp[13];
+	part->offset = offset + (tcp[12] >> 4) * 4;
+	part->len = skb->len > part->offset ? skb->len - part->offset : 0;
+	return 1;
+}
+
+static __always_inline void copy_head(struct __sk_buff *skb, struct tcp_part *part,
+				      u8 *head, u8 *head_len)
+{
+	u32 less_one = (part->len > HEAD_LEN ? HEAD_LEN : part->len) - 1;
+
+	BOUND(less_one, HEAD_LEN - 1);
+	if (!bpf_skb_load_bytes(skb, part->offset, head, less_one + 1))
+		*head_len = less_one + 1;
+}
+
+/* The thread that sends a ClientHello is in its library's call, or just left it. */
+static __always_inline void join_handshake(struct conn_event *c, u64 now)
+{
+	u64 thread = read_task_key();
+	struct handshake_call *call = handshake_by_thread.lookup(&thread);
+	struct handshake_key key = {};
+	struct handshake *h;
+
+	if (!call)
+		return;
+	if (call->exit_ns && now - call->exit_ns > MEMORY_BIO_NS)
+		return;
+	key.ssl = call->ssl;
+	key.pid = thread >> 32;
+	h = handshake_by_object.lookup(&key);
+	if (!h)
+		return;
+	if (h->sk && h->sk != c->sk) {
+		/* the object's memory serves another connection now */
+		if (call->exit_ns)
+			return;
+		h->first_ns = call->enter_ns;
+		h->calls = 1;
+	}
+	h->sk = c->sk;
+	c->ssl = call->ssl;
+	c->ssl_first_ns = h->first_ns;
+	c->ssl_library = call->library;
+	c->ssl_calls = h->calls;
+	c->ssl_ret = h->ret;
+	if (!call->exit_ns)
+		c->flags |= CONN_SSL_INSIDE;
+}
+
+static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *part,
+				       struct conn_event *c, u64 now)
+{
+	u8 h[9];
+	u32 size;
+
+	if (part->len < sizeof(h) || bpf_skb_load_bytes(skb, part->offset, h, sizeof(h)))
+		return;
+	if (h[0] != RECORD_HANDSHAKE || h[1] != 3 || h[2] > 4 || h[5] != CLIENT_HELLO)
+		return;
+	size = RECORD_HEADER + 4 + ((u32)h[6] << 16 | (u32)h[7] << 8 | h[8]);
+	c->flags |= CONN_TLS;
+	if (c->last_dir)
+		c->flags |= CONN_TLS_LATE;
+	c->hello_ns = now;
+	c->tx_record = part->seq;
+	c->rx_record = c->rx_next;
+	c->hello_tx_left = size > HELLO_MAX ? HELLO_MAX : size;
+	join_handshake(c, now);
+}
+
+static __always_inline void fill_hello(struct hello_event *e, struct conn_event *c,
+				       u32 seq, u32 n, bool rx, u64 now)
+{
+	e->header.kind = EVENT_HELLO;
+	e->header.size = __builtin_offsetof(struct hello_event, data) + n;
+	e->sk = c->sk;
+	e->connect_ns = c->connect_ns;
+	e->ts_ns = now;
+	e->seq = seq;
+	e->len = n;
+	e->received = rx;
+	e->number = rx ? c->hello_rx_seen : 1;
+}
+
+/* Hand over n bytes of a hello that start at offset in this packet. */
+static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_event *c,
+					 u32 seq, u32 offset, u32 n, bool rx, u64 now)
+{
+	const u32 fixed = __builtin_offsetof(struct hello_event, data);
+	u32 less_one = n - 1;
+	struct hello_event *e;
+	long failed;
+
+	if (!n)
+		return;
+	if (n <= HELLO_SMALL) {
+		e = events.ringbuf_reserve(fixed + HELLO_SMALL);
+		if (!e)
+			e = events.ringbuf_reserve(fixed + HELLO_SMALL);
+		if (!e) {
+			count(COUNT_LOST_HELLO);
+			return;
+		}
+		fill_hello(e, c, seq, n, rx, now);
+		BOUND(less_one, HELLO_SMALL - 1);
+		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
+	} else {
+		e = events.ringbuf_reserve(sizeof(*e));
+		if (!e)
+			e = events.ringbuf_reserve(sizeof(*e));
+		if (!e) {
+			count(COUNT_LOST_HELLO);
+			return;
+		}
+		fill_hello(e, c, seq, n, rx, now);
+		BOUND(less_one, HELLO_MAX - 1);
+		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
+	}
+	if (failed)
+		e->len = 0;
+	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline void log_record(struct conn_event *c, u8 type, u16 len,
+				       bool first, bool rx, u64 now)
+{
+	u32 i = c->log_len;
+	u64 at_us = (now - c->connect_ns) / 1000;
+
+	if (i >= RECORD_LOG_MAX)
+		return;
+	i &= RECORD_LOG_MAX - 1;
+	c->log[i].at_us = at_us > 0xffffffffULL ? 0xffffffff : at_us;
+	c->log[i].len = len;
+	c->log[i].type = type;
+	c->log[i].flags = (rx ? RECORD_RX : 0) | (first ? RECORD_FIRST : 0);
+	c->log_len = i + 1;
+}
+
+/* n (1 to 4) more bytes of a record header of which have (0 to 4) are there. */
+static __always_inline void load_split(struct __sk_buff *skb, u32 offset, u8 *split,
+				       u32 have, u32 n)
+{
+	n -= 1;
+	BOUND(n, 3);
+	BOUND(have, 7);
+	bpf_skb_load_bytes(skb, offset, split + have, n + 1);
+}
+
+/*
+ * Note each record that starts in this packet. Follows the record lengths
+ * from the ClientHello on, so that payload is never mistaken for a header; a
+ * header split over two packets is put together.
+ */
+static __always_inline void walk_records(struct __sk_buff *skb, struct tcp_part *part,
+					 struct conn_event *c, bool rx, u64 now)
+{
+	u32 at = rx ? c->rx_record : c->tx_record;
+	u8 *split = rx ? c->rx_split : c->tx_split;
+	u32 hello_at = 0;
+	bool hello = 0, first = 1;
+
+	for (int i = 0; i < RECORDS_WALKED; i++) {
+		u32 have = rx ? c->rx_partial : c->tx_partial;
+		u32 offset = at - part->seq;
+		bool whole = !have;
+		u8 h[8] = {};
+
+		if ((s32)offset < 0 || have >= RECORD_HEADER) {
+			c->flags |= rx ? CONN_RX_GAP : CONN_TX_GAP;
+			c->log_len = RECORD_LOG_MAX;
+			return;
+		}
+		if (offset >= part->len)
+			break;
+		/* have header bytes came before; offset is where the next one is */
+		if (offset + RECORD_HEADER - have > part->len) {
+			u32 n = part->len - offset; /* 1 to 4, and have + n is under 5 */
+
+			load_split(skb, part->offset + offset, split, have, n);
+			if (rx)
+				c->rx_partial = have + n;
+			else
+				c->tx_partial = have + n;
+			at += n;
+			break;
+		}
+		if (have) {
+			u32 n = RECORD_HEADER - have;
+
+			load_split(skb, part->offset + offset, split, have, n);
+			h[0] = split[0];
+			h[3] = split[3];
+			h[4] = split[4];
+			if (rx)
+				c->rx_partial = 0;
+			else
+				c->tx_partial = 0;
+			offset += n;
+		} else {
+			if (bpf_skb_load_bytes(skb, part->offset + offset, h, RECORD_HEADER))
+				break;
+			offset += RECORD_HEADER;
+		}
+		u32 len = (u32)h[3] << 8 | h[4];
+		u8 body[2] = {};
+
+		log_record(c, h[0], len, first, rx, now);
+		first = 0;
+		if (h[0] == RECORD_ALERT || (rx && h[0] == RECORD_HANDSHAKE))
+			bpf_skb_load_bytes(skb, part->offset + offset, body, sizeof(body));
+		if (h[0] == RECORD_ALERT) {
+			u8 alert = len == 2 ? body[1] + 1 : 255;
+
+			if (rx && !c->alert_rx)
+				c->alert_rx = alert;
+			else if (!rx && !c->alert_tx)
+				c->alert_tx = alert;
+		}
+		if (rx && h[0] == RECORD_HANDSHAKE && body[0] == SERVER_HELLO && whole &&
+		    c->hello_rx_seen < 2 && !c->hello_rx_left) {
+			c->hello_rx_seen++;
+			c->hello_rx_left = len + RECORD_HEADER > SERVER_HELLO_MAX ?
+						   SERVER_HELLO_MAX :
+						   len + RECORD_HEADER;
+			hello = 1;
+			hello_at = offset - RECORD_HEADER;
+		}
+		at = part->seq + offset + len;
+	}
+	if (rx)
+		c->rx_record = at;
+	else
+		c->tx_record = at;
+	if (hello) {
+		u32 n = part->len - hello_at;
+
+		if (n > c->hello_rx_left)
+			n = c->hello_rx_left;
+		submit_hello(skb, c, part->seq + hello_at, part->offset + hello_at, n, 1, now);
+		c->hello_rx_left -= n;
+	}
+}
+
+/* The rest of a hello whose first part was in an earlier packet. */
+static __always_inline void continue_hello(struct __sk_buff *skb, struct tcp_part *part,
+					   struct conn_event *c, bool rx, u64 now)
+{
+	u32 left = rx ? c->hello_rx_left : c->hello_tx_left;
+	u32 n = part->len;
+
+	if (n > left)
+		n = left;
+	submit_hello(skb, c, part->seq, part->offset, n, rx, now);
+	if (rx)
+		c->hello_rx_left = left - n;
+	else
+		c->hello_tx_left = left - n;
+}
+
+static __always_inline void count_turn(struct conn_event *c, u64 now)
+{
+	u64 took = now - c->turn_start_ns;
+
+	/* in TLS, what the log holds is judged in user space */
+	if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX)
+		return;
+	c->turn_count++;
+	c->turn_sum_ns += took;
+	if (took > c->turn_max_ns)
+		c->turn_max_ns = took;
+}
+
+static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
+{
+	u64 sk = (u64)skb->sk;
+	struct tcp_part part = {};
+	struct conn_event *c;
+	u64 now;
+	u32 next;
+
+	if (!sk)
+		return 1;
+	c = conn_by_sk.lookup(&sk);
+	if (!c || !parse_packet(skb, &part))
+		return 1;
+	if (part.flags & TCP_FLAG_RST)
+		c->flags |= rx ? CONN_RX_RST : CONN_TX_RST;
+	if (part.flags & TCP_FLAG_FIN)
+		c->flags |= rx ? CONN_RX_FIN : CONN_TX_FIN;
+	if (part.flags & TCP_FLAG_SYN) {
+		part.seq++;
+		c->flags |= CONN_PACKETS;
+		if (!c->cookie)
+			c->cookie = bpf_get_socket_cookie(skb);
+		if (rx)
+			c->rx_next = part.seq;
+		else
+			c->tx_next = part.seq;
+	}
+	if (!part.len)
+		return 1;
+	next = rx ? c->rx_next : c->tx_next;
+	if ((s32)(part.seq + part.len - next) <= 0)
+		return 1; /* sent before */
+	if (part.seq != next && (s32)(part.seq - next) > 0)
+		c->flags |= rx ? CONN_RX_GAP : CONN_TX_GAP;
+	now = bpf_ktime_get_ns();
+	if (rx) {
+		c->rx_next = part.seq + part.len;
+		if (!c->first_rx_ns)
+			c->first_rx_ns = now;
+		if (!c->first_resp_ns && c->first_tx_ns)
+			c->first_resp_ns = now;
+		if (!c->rx_head_len)
+			copy_head(skb, &part, c->rx_head, &c->rx_head_len);
+		if (c->hello_rx_left)
+			continue_hello(skb, &part, c, 1, now);
+		if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX)
+			walk_records(skb, &part, c, 1, now);
+		if (c->last_dir == DIR_TX)
+			count_turn(c, now);
+		c->last_dir = DIR_RX;
+		return 1;
+	}
+	c->tx_next = part.seq + part.len;
+	if (!c->first_tx_ns)
+		c->first_tx_ns = now;
+	if (!c->tx_head_len)
+		copy_head(skb, &part, c->tx_head, &c->tx_head_len);
+	if (!(c->flags & CONN_TLS) && c->last_dir != DIR_TX &&
+	    c->turn_count < LATE_TLS_TURNS)
+		detect_tls(skb, &part, c, now);
+	if (c->hello_tx_left)
+		continue_hello(skb, &part, c, 0, now);
+	if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX)
+		walk_records(skb, &part, c, 0, now);
+	if (c->last_dir != DIR_TX)
+		c->turn_start_ns = now;
+	c->last_dir = DIR_TX;
+	return 1;
+}
+
+int packet_egress(struct __sk_buff *skb)
+{
+	return on_packet(skb, 0);
+}
+
+int packet_ingress(struct __sk_buff *skb)
+{
+	return on_packet(skb, 1);
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * Programs started and ended. The executable's path is read here because a
+ * process that lives 5 ms is gone before user space could look.
+ */
+#include "event.h"
+#include "kernel_fields.h"
+#include "maps.h"
+
+#define PATH_MASK (PATH_LEN - 1)
+#define PATH_DEPTH 24 /* components and mount points crossed */
+
+/* Write the path of a struct path, last component first, towards the front. */
+static __always_inline void copy_path(struct exec_event *e, char *path)
+{
+	char *dentry = READ_PTR(path, OFF_path_dentry);
+	char *mount = READ_PTR(path, OFF_path_mnt) - OFF_mount_mnt;
+	u32 at = PATH_LEN;
+
+	e->path_cut = 1;
+	for (int i = 0; i < PATH_DEPTH; i++) {
+		char *parent = READ_PTR(dentry, OFF_dentry_d_parent);
+		char *root = READ_PTR(mount, OFF_mount_mnt + OFF_vfsmount_mnt_root);
+		u32 len;
+
+		if (dentry == root || dentry == parent) {
+			char *above = READ_PTR(mount, OFF_mount_mnt_parent);
+
+			if (above == mount || dentry != root) {
+				e->path_cut = 0;
+				break;
+			}
+			dentry = READ_PTR(mount, OFF_mount_mnt_mountpoint);
+			mount = above;
+			continue;
+		}
+		len = READ_FIELD(u32, dentry, OFF_dentry_d_name + OFF_qstr_len);
+		if (len == 0 || len >= COMPONENT_LEN || at < len + 1)
+			break;
+		at -= len + 1;
+		if (at >= PATH_LEN)
+			break;
+		BOUND(at, PATH_MASK);
+		BOUND(len, COMPONENT_LEN - 1);
+		e->path[at] = '/';
+		bpf_probe_read_kernel(e->path + at + 1, len,
+				      READ_PTR(dentry, OFF_dentry_d_name + OFF_qstr_name));
+		dentry = parent;
+	}
+	e->path_start = at;
+}
+
+int process_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	char *file = read_exe_file((char *)ctx->args[0]);
+	struct exec_event *e;
+
+	e = events.ringbuf_reserve(sizeof(*e));
+	if (!e)
+		e = events.ringbuf_reserve(sizeof(*e));
+	if (!e) {
+		count(COUNT_LOST_EXEC);
+		return 0;
+	}
+	__builtin_memset(&e->task, 0, sizeof(e->task));
+	read_task(&e->task);
+	e->task.netns = read_task_netns();
+	e->header.kind = EVENT_EXEC;
+	e->header.size = __builtin_offsetof(struct exec_event, slack);
+	e->ts_ns = bpf_ktime_get_ns();
+	e->path_start = PATH_LEN;
+	e->path_cut = 0;
+	if (file)
+		copy_path(e, file + OFF_file_f_path);
+	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/*
+ * Runs for every thread, so it is also what empties the maps keyed by thread
+ * when one is killed inside a call.
+ */
+int process_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct exit_event *e;
+	char *task;
+
+	lookup_by_thread.delete(&thread);
+	handshake_by_thread.delete(&thread);
+	if ((u32)thread != thread >> 32)
+		return 0;
+	e = events.ringbuf_reserve(sizeof(*e));
+	if (!e)
+		e = events.ringbuf_reserve(sizeof(*e));
+	if (!e) {
+		count(COUNT_LOST_EXIT);
+		return 0;
+	}
+	task = (char *)ctx->args[0];
+	e->header.kind = EVENT_EXIT;
+	e->header.size = sizeof(*e);
+	e->ts_ns = bpf_ktime_get_ns();
+	e->start_ns = READ_FIELD(u64, task, OFF_task_struct_start_boottime);
+	e->pid = thread >> 32;
+	e->pad = 0;
+	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	return 0;
+}

@@ -1,0 +1,377 @@
+"""Bytes from the kernel to events. Mirrors bpf/event.h and nothing else.
+
+Events are named tuples, not dataclasses: a frozen dataclass of this width takes ten times as
+long to make, and one is made for every connection of the host (docs/design/001).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from enum import IntEnum, IntFlag
+from typing import Final, NamedTuple
+
+from monitor.errors import DecodeError
+
+__all__ = [
+    "COUNTERS",
+    "Answer",
+    "ConnEvent",
+    "ConnFlag",
+    "Event",
+    "ExecEvent",
+    "ExitEvent",
+    "HelloEvent",
+    "Kind",
+    "Library",
+    "LookupEvent",
+    "LookupFlag",
+    "Phase",
+    "RecordFlag",
+    "Task",
+    "TlsRecord",
+    "decode",
+    "decode_conn",
+]
+
+
+class Kind(IntEnum):
+    """enum event_kind."""
+
+    CONN = 1
+    LOOKUP = 2
+    HELLO = 3
+    EXEC = 4
+    EXIT = 5
+
+
+class Phase(IntEnum):
+    """enum conn_phase."""
+
+    CALLING = 1
+    SYN_SENT = 2
+    ESTABLISHED = 3
+    FAILED = 4
+    CLOSED = 5
+
+
+class ConnFlag(IntFlag):
+    """enum conn_flag."""
+
+    RX_FIN = 1 << 0
+    RX_RST = 1 << 1
+    TX_FIN = 1 << 2
+    TX_RST = 1 << 3
+    TLS = 1 << 4
+    RX_GAP = 1 << 5
+    TX_GAP = 1 << 6
+    SYNC_FAIL = 1 << 7
+    PACKETS = 1 << 8
+    SSL_INSIDE = 1 << 9
+    LOCAL_CLOSE = 1 << 10
+    TLS_LATE = 1 << 11
+
+
+class RecordFlag(IntFlag):
+    """enum tls_record_flag."""
+
+    RX = 1
+    FIRST = 2
+
+
+class LookupFlag(IntFlag):
+    """Bits of struct lookup_event's flags."""
+
+    CUT = 1
+    UNREADABLE = 2
+
+
+class Library(IntEnum):
+    """enum tls_library."""
+
+    NONE = 0
+    OPENSSL = 1
+    GNUTLS = 2
+
+
+# enum counter, in its order
+COUNTERS: Final = (
+    "lost_conn",
+    "lost_lookup",
+    "lost_hello",
+    "lost_exec",
+    "lost_exit",
+    "conn_full",
+    "lookup_full",
+    "retries",
+    "conns",
+    "stale",
+    "bytes",
+)
+
+
+class Task(NamedTuple):
+    """struct task_info: who, as the kernel saw the calling thread."""
+
+    start_ns: int
+    """Process start, CLOCK_BOOTTIME; with pid it names one process."""
+    cgroup_id: int
+    exe_ino: int
+    exe_dev: int
+    """Kernel encoding: major << 20 | minor."""
+    pid: int
+    tid: int
+    ppid: int
+    uid: int
+    netns: int
+    comm: bytes
+    """As the kernel has it, NULs stripped; any bytes."""
+
+
+class TlsRecord(NamedTuple):
+    """struct tls_record."""
+
+    at_us: int
+    """Since ConnEvent.connect_ns."""
+    len: int
+    type: int
+    flags: int
+
+
+class Answer(NamedTuple):
+    """struct answer."""
+
+    family: int
+    port: int
+    scope_id: int
+    addr: bytes
+    """16 bytes; IPv4 in the first four."""
+
+
+class ConnEvent(NamedTuple):
+    """struct conn_event: a connection that ended, or one read from the map while open.
+
+    Times are CLOCK_MONOTONIC nanoseconds and 0 where not seen, as the kernel wrote them; ports
+    are host order; addresses 16 bytes in network order, IPv4 in the first four. ``log`` is raw
+    (struct tls_record, packed): see :meth:`records`.
+    """
+
+    kind: int
+    size: int
+    start_ns: int
+    cgroup_id: int
+    exe_ino: int
+    exe_dev: int
+    pid: int
+    tid: int
+    ppid: int
+    uid: int
+    netns: int
+    comm: bytes
+    sk: int
+    cookie: int
+    connect_ns: int
+    established_ns: int
+    end_ns: int
+    first_tx_ns: int
+    first_rx_ns: int
+    first_resp_ns: int
+    hello_ns: int
+    turn_start_ns: int
+    turn_sum_ns: int
+    turn_max_ns: int
+    ssl: int
+    ssl_first_ns: int
+    ssl_done_ns: int
+    bytes_sent: int
+    bytes_received: int
+    turn_count: int
+    rtt_us: int
+    rttvar_us: int
+    retransmits: int
+    ssl_ret: int
+    ssl_calls: int
+    flags: int
+    tx_next: int
+    rx_next: int
+    tx_record: int
+    rx_record: int
+    family: int
+    lport: int
+    rport: int
+    sk_err: int
+    hello_tx_left: int
+    hello_rx_left: int
+    phase: int
+    tcp_state: int
+    ssl_library: int
+    last_dir: int
+    alert_tx: int
+    alert_rx: int
+    tx_head_len: int
+    rx_head_len: int
+    log_len: int
+    hello_rx_seen: int
+    tx_partial: int
+    rx_partial: int
+    laddr: bytes
+    raddr: bytes
+    tx_head: bytes
+    rx_head: bytes
+    log: bytes
+
+    def records(self) -> list[TlsRecord]:
+        """The TLS records noted on the wire, in order of time."""
+        return [TlsRecord._make(fields) for fields in _RECORD.iter_unpack(self.log)]
+
+
+class LookupEvent(NamedTuple):
+    """struct lookup_event: a getaddrinfo() call that returned."""
+
+    task: Task
+    start_ns: int
+    end_ns: int
+    ret: int
+    hint_family: int
+    hint_flags: int
+    answer_total: int
+    flags: int
+    name: bytes
+    service: bytes
+    answers: tuple[Answer, ...]
+
+
+class HelloEvent(NamedTuple):
+    """struct hello_event: bytes of a ClientHello or ServerHello."""
+
+    sk: int
+    connect_ns: int
+    ts_ns: int
+    seq: int
+    received: bool
+    number: int
+    data: bytes
+
+
+class ExecEvent(NamedTuple):
+    """struct exec_event."""
+
+    task: Task
+    ts_ns: int
+    path: bytes | None
+    """As /proc/PID/exe shows it; None where it was too long or not readable."""
+
+
+class ExitEvent(NamedTuple):
+    """struct exit_event."""
+
+    ts_ns: int
+    start_ns: int
+    pid: int
+
+
+Event = ConnEvent | LookupEvent | HelloEvent | ExecEvent | ExitEvent
+
+_HEADER: Final = struct.Struct("=II")
+_TASK: Final = struct.Struct("=QQQIIIIII16s")
+_RECORD: Final = struct.Struct("=IHBB")
+_ANSWER: Final = struct.Struct("=HHI16s")
+_CONN: Final = struct.Struct(
+    "=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH BBBBBBBBBBBB 16s16s32s32s 24x"
+)
+_LOOKUP: Final = struct.Struct("=QQiHHHHI256s32s")
+_HELLO: Final = struct.Struct("=QQQIHBB")
+_EXEC: Final = struct.Struct("=QII")
+_EXIT: Final = struct.Struct("=QQII")
+
+_AFTER_TASK: Final = _HEADER.size + _TASK.size
+_PATH_LEN: Final = 256
+
+
+def _text(field: bytes) -> bytes:
+    return field.split(b"\0", 1)[0]
+
+
+def _task(data: memoryview) -> Task:
+    fields = _TASK.unpack_from(data, _HEADER.size)
+    return Task._make((*fields[:-1], _text(fields[-1])))
+
+
+def decode_conn(data: memoryview | bytes) -> ConnEvent:
+    """Decode one ``struct conn_event``, from the ring or from the map ``conn_by_sk``.
+
+    Args:
+        data: at least the fixed part; native byte order.
+    Raises:
+        DecodeError: too short.
+    Source: bpf/event.h.
+    """
+    try:
+        fields = _CONN.unpack_from(data)
+    except struct.error as exc:
+        raise DecodeError(f"a conn event of {len(data)} bytes") from exc
+    end = _CONN.size + _RECORD.size * min(fields[54], 32)
+    log = bytes(data[_CONN.size : end]) if fields[54] else b""
+    if len(log) % _RECORD.size:
+        raise DecodeError(f"a conn event of {len(data)} bytes")
+    return ConnEvent._make((*fields, log))
+
+
+def _lookup(data: memoryview) -> LookupEvent:
+    start, end, ret, family, hints, total, count, flags, name, service = _LOOKUP.unpack_from(
+        data, _AFTER_TASK
+    )
+    at = _AFTER_TASK + _LOOKUP.size
+    answers = tuple(
+        Answer._make(fields)
+        for fields in _ANSWER.iter_unpack(data[at : at + count * _ANSWER.size])
+    )
+    return LookupEvent(
+        _task(data), start, end, ret, family, hints, total, flags, _text(name), _text(service),
+        answers,
+    )  # fmt: skip
+
+
+def _hello(data: memoryview) -> HelloEvent:
+    sk, connect_ns, ts_ns, seq, length, received, number = _HELLO.unpack_from(data, _HEADER.size)
+    at = _HEADER.size + _HELLO.size
+    return HelloEvent(
+        sk, connect_ns, ts_ns, seq, bool(received), number, bytes(data[at : at + length])
+    )
+
+
+def _exec(data: memoryview) -> ExecEvent:
+    ts_ns, path_start, path_cut = _EXEC.unpack_from(data, _AFTER_TASK)
+    at = _AFTER_TASK + _EXEC.size
+    path = bytes(data[at + path_start : at + _PATH_LEN])
+    return ExecEvent(_task(data), ts_ns, None if path_cut or not path else path)
+
+
+def _exit(data: memoryview) -> ExitEvent:
+    ts_ns, start_ns, pid, _ = _EXIT.unpack_from(data, _HEADER.size)
+    return ExitEvent(ts_ns, start_ns, pid)
+
+
+_DECODERS: Final[dict[int, Callable[[memoryview], Event]]] = {
+    Kind.CONN: decode_conn,
+    Kind.LOOKUP: _lookup,
+    Kind.HELLO: _hello,
+    Kind.EXEC: _exec,
+    Kind.EXIT: _exit,
+}
+
+
+def decode(data: memoryview) -> Event:
+    """Decode one record of the ring ``events``.
+
+    Args:
+        data: the record, native byte order; longer than the event is fine (fixed reservations).
+    Raises:
+        DecodeError: an unknown kind, or shorter than its kind needs.
+    Source: bpf/event.h.
+    """
+    try:
+        kind, _ = _HEADER.unpack_from(data)
+        return _DECODERS[kind](data)
+    except (struct.error, KeyError) as exc:
+        raise DecodeError(f"an event of {len(data)} bytes that cannot be read") from exc

@@ -1,0 +1,203 @@
+"""The bpf(2) system call, for what the daemon itself does with descriptors it was handed.
+
+Loading is BCC's work, in a child; here are only attachment and the reading of maps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from typing import Final
+
+from monitor.errors import SourceError
+
+__all__ = [
+    "MapBatch",
+    "bpf",
+    "delete_element",
+    "enable_stats",
+    "link_cgroup",
+    "lookup_element",
+    "open_raw_tracepoint",
+    "program_cost",
+]
+
+_SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
+
+# enum bpf_cmd, include/uapi/linux/bpf.h
+_MAP_LOOKUP_ELEM: Final = 1
+_MAP_DELETE_ELEM: Final = 3
+_RAW_TRACEPOINT_OPEN: Final = 17
+_OBJ_GET_INFO_BY_FD: Final = 15
+_MAP_LOOKUP_BATCH: Final = 24
+_LINK_CREATE: Final = 28
+_ENABLE_STATS: Final = 32
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
+    """Call bpf(2).
+
+    Args:
+        command: enum bpf_cmd.
+        attributes: the bytes of union bpf_attr for that command; results are written to it.
+    Returns:
+        What the call returned: a descriptor or 0.
+    Raises:
+        OSError: with the kernel's errno.
+    """
+    result: int = _libc.syscall(
+        ctypes.c_long(_SYS_BPF),
+        ctypes.c_int(command),
+        ctypes.byref(attributes),
+        ctypes.c_uint(len(attributes)),
+    )
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _attributes(layout: str, *values: int) -> ctypes.Array[ctypes.c_char]:
+    packed = struct.pack(layout, *values)
+    return ctypes.create_string_buffer(packed, len(packed))
+
+
+def open_raw_tracepoint(name: str, program: int) -> int:
+    """Attach a program to a raw tracepoint; closing the descriptor detaches it.
+
+    Raises:
+        SourceError: this kernel has no such tracepoint, or refuses.
+    """
+    text = ctypes.create_string_buffer(name.encode())
+    try:
+        return bpf(_RAW_TRACEPOINT_OPEN, _attributes("=QII", ctypes.addressof(text), program, 0))
+    except OSError as exc:
+        raise SourceError(f"cannot attach to tracepoint {name}: {exc.strerror}") from exc
+
+
+def link_cgroup(program: int, cgroup: int, attach_type: int) -> int:
+    """Attach a program to a cgroup by a link; closing the descriptor detaches it.
+
+    Raises:
+        SourceError: the kernel has no cgroup links (before 5.7), or refuses.
+    """
+    try:
+        return bpf(_LINK_CREATE, _attributes("=IIIIQQQQ", program, cgroup, attach_type, *[0] * 5))
+    except OSError as exc:
+        raise SourceError(f"cannot attach to the cgroup: {exc.strerror}") from exc
+
+
+def lookup_element(map_fd: int, key: bytes, value_size: int) -> bytes | None:
+    """Read one element; None where there is none."""
+    k = ctypes.create_string_buffer(key, len(key))
+    v = ctypes.create_string_buffer(value_size)
+    try:
+        bpf(
+            _MAP_LOOKUP_ELEM,
+            _attributes("=IIQQQ", map_fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0),
+        )
+    except OSError as exc:
+        if exc.errno == errno.ENOENT:
+            return None
+        raise
+    return v.raw
+
+
+def delete_element(map_fd: int, key: bytes) -> bool:
+    """Delete one element; False where there was none."""
+    k = ctypes.create_string_buffer(key, len(key))
+    try:
+        bpf(_MAP_DELETE_ELEM, _attributes("=IIQQQ", map_fd, 0, ctypes.addressof(k), 0, 0))
+    except OSError as exc:
+        if exc.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+class MapBatch:
+    """Reads a whole hash map in batches, into buffers that are kept between readings.
+
+    Args:
+        map_fd: a hash map.
+        key_size, value_size: bytes, as the map was created.
+        batch: elements asked for at a time.
+    """
+
+    def __init__(self, map_fd: int, key_size: int, value_size: int, *, batch: int = 256) -> None:
+        self._fd = map_fd
+        self._batch = batch
+        self._key_size = key_size
+        self._value_size = value_size
+        self._keys: ctypes.Array[ctypes.c_char] | None = None
+        self._values: ctypes.Array[ctypes.c_char] | None = None
+
+    def read(self) -> list[bytes]:
+        """Return the values of all elements. An element that comes or goes meanwhile may be
+        missing; none is returned twice unless the table was resized meanwhile.
+
+        Raises:
+            SourceError: the map cannot be read.
+        """
+        if self._keys is None or self._values is None:
+            self._allocate()
+        assert self._keys is not None and self._values is not None
+        position = ctypes.create_string_buffer(max(8, self._key_size))
+        found: list[bytes] = []
+        size = self._value_size
+        first = True
+        while True:
+            attributes = _attributes(
+                "=QQQQIIQQ",
+                0 if first else ctypes.addressof(position),
+                ctypes.addressof(position),
+                ctypes.addressof(self._keys),
+                ctypes.addressof(self._values),
+                self._batch,
+                self._fd,
+                0,
+                0,
+            )
+            done = False
+            try:
+                bpf(_MAP_LOOKUP_BATCH, attributes)
+            except OSError as exc:
+                if exc.errno == errno.ENOSPC:  # one bucket holds more than a batch
+                    self._batch *= 2
+                    self._allocate()
+                    continue
+                if exc.errno != errno.ENOENT:
+                    raise SourceError(f"cannot read a map: {exc.strerror}") from exc
+                done = True
+            first = False
+            (count,) = struct.unpack_from("=I", attributes, 32)
+            view = memoryview(self._values).cast("B")
+            found.extend(bytes(view[i * size : (i + 1) * size]) for i in range(count))
+            if done:
+                return found
+
+    def _allocate(self) -> None:
+        self._keys = ctypes.create_string_buffer(self._batch * self._key_size)
+        self._values = ctypes.create_string_buffer(self._batch * self._value_size)
+
+
+def enable_stats() -> int:
+    """Have the kernel time every BPF program until the descriptor is closed (5.8)."""
+    return bpf(_ENABLE_STATS, _attributes("=I", 0))
+
+
+def program_cost(program: int) -> tuple[int, int]:
+    """Return (nanoseconds, runs) of a program since stats were enabled.
+
+    Source: struct bpf_prog_info, run_time_ns and run_cnt.
+    """
+    info = ctypes.create_string_buffer(232)
+    bpf(_OBJ_GET_INFO_BY_FD, _attributes("=IIQ", program, len(info), ctypes.addressof(info)))
+    nanoseconds, runs = struct.unpack_from("=QQ", info, 200)
+    return nanoseconds, runs

@@ -1,0 +1,152 @@
+"""What is compiled, loaded and attached: the one list. A hook that fails has a name here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+__all__ = [
+    "CGROUP_HOOKS",
+    "FIELDS",
+    "MAPS",
+    "PROBED_FUNCTIONS",
+    "PROGRAMS",
+    "SOURCES",
+    "TRACEPOINTS",
+    "Program",
+    "ProgramType",
+]
+
+# In this order they make one translation unit, since BCC rewrites map calls in the main file
+# only. conn.bpf.c has what the others share.
+SOURCES: Final = (
+    "conn.bpf.c",
+    "packet.bpf.c",
+    "resolve.bpf.c",
+    "tls.bpf.c",
+    "process.bpf.c",
+)
+
+
+class ProgramType(IntEnum):
+    """enum bpf_prog_type, include/uapi/linux/bpf.h."""
+
+    KPROBE = 2  # uprobes too
+    CGROUP_SKB = 8
+    CGROUP_SOCK = 9
+    RAW_TRACEPOINT = 17
+    CGROUP_SOCK_ADDR = 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """One function of bpf/ and how the kernel is to check it."""
+
+    name: str
+    type: ProgramType
+    attach_type: int = -1
+    """enum bpf_attach_type; -1 where the program type has none."""
+
+
+def _program(name: str, kind: ProgramType, attach_type: int = -1) -> Program:
+    return Program(name=name, type=kind, attach_type=attach_type)
+
+
+PROGRAMS: Final = (
+    _program("sock_set_state", ProgramType.RAW_TRACEPOINT),
+    _program("process_exec", ProgramType.RAW_TRACEPOINT),
+    _program("process_exit", ProgramType.RAW_TRACEPOINT),
+    _program("packet_ingress", ProgramType.CGROUP_SKB, 0),
+    _program("packet_egress", ProgramType.CGROUP_SKB, 1),
+    _program("connect4_enter", ProgramType.CGROUP_SOCK_ADDR, 10),
+    _program("connect6_enter", ProgramType.CGROUP_SOCK_ADDR, 11),
+    _program("sock_release", ProgramType.CGROUP_SOCK, 34),
+    _program("getaddrinfo_enter", ProgramType.KPROBE),
+    _program("getaddrinfo_return", ProgramType.KPROBE),
+    _program("openssl_enter", ProgramType.KPROBE),
+    _program("openssl_return", ProgramType.KPROBE),
+    _program("gnutls_enter", ProgramType.KPROBE),
+    _program("gnutls_return", ProgramType.KPROBE),
+    _program("probe_nothing", ProgramType.KPROBE),  # for the self-test of return probes
+)
+
+# tracepoint -> program
+TRACEPOINTS: Final = {
+    "inet_sock_set_state": "sock_set_state",
+    "sched_process_exec": "process_exec",
+    "sched_process_exit": "process_exit",
+}
+
+# In the order they are attached: what notes a connect() comes after what ends the note.
+CGROUP_HOOKS: Final = (
+    "packet_ingress",
+    "packet_egress",
+    "sock_release",
+    "connect4_enter",
+    "connect6_enter",
+)
+
+# library function -> (program at entry, program at return)
+PROBED_FUNCTIONS: Final = {
+    "getaddrinfo": ("getaddrinfo_enter", "getaddrinfo_return"),
+    "SSL_do_handshake": ("openssl_enter", "openssl_return"),
+    "gnutls_handshake": ("gnutls_enter", "gnutls_return"),
+}
+
+MAPS: Final = (
+    "events",
+    "conn_by_sk",
+    "counters",
+    "lookup_by_thread",
+    "handshake_by_thread",
+    "handshake_by_object",
+)
+
+# Kernel fields whose offsets bpf/kernel_fields.h needs, as OFF_struct_field.
+FIELDS: Final = {
+    "sock_common": (
+        "skc_family",
+        "skc_dport",
+        "skc_num",
+        "skc_daddr",
+        "skc_rcv_saddr",
+        "skc_v6_daddr",
+        "skc_v6_rcv_saddr",
+        "skc_net",
+        "skc_cookie",
+    ),
+    "sock": ("sk_err", "sk_protocol"),
+    "inet_sock": ("inet_sport",),
+    "tcp_sock": (
+        "srtt_us",
+        "mdev_us",
+        "total_retrans",
+        "bytes_sent",
+        "bytes_retrans",
+        "bytes_received",
+    ),
+    "net": ("ns.inum",),
+    "task_struct": (
+        "tgid",
+        "pid",
+        "group_leader",
+        "start_boottime",
+        "real_parent",
+        "mm",
+        "cred",
+        "comm",
+        "nsproxy",
+    ),
+    "cred": ("uid",),
+    "nsproxy": ("net_ns",),
+    "mm_struct": ("exe_file",),
+    "file": ("f_inode", "f_path"),
+    "path": ("dentry", "mnt"),
+    "inode": ("i_ino", "i_sb"),
+    "super_block": ("s_dev",),
+    "dentry": ("d_parent", "d_name"),
+    "qstr": ("name", "len"),
+    "mount": ("mnt", "mnt_parent", "mnt_mountpoint"),
+    "vfsmount": ("mnt_root",),
+}
