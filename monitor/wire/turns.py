@@ -1,0 +1,244 @@
+"""Requests and answers in the encrypted application data of a TLS connection.
+
+By record lengths, times and directions alone. In TLS 1.3 some of that data is no answer:
+
+- Session tickets come about a round trip after Finished: OpenSSL and rustls servers send two
+  or more of equal length, Go and Java one, a resumed OpenSSL session one; BoringSSL sends its
+  own in front of the answer. The answer follows. If nothing else comes before the client's
+  next request, that flight was the answer, except where its form leaves no doubt.
+- Closing alerts are two bytes long.
+- HTTP/2 exchanges SETTINGS before anything is answered. They have few possible lengths.
+
+Sources: RFC 8446 sections 4.6.1 and 6; RFC 9113 sections 3.4, 6.5 and 6.9. The lengths of real
+servers' tickets are recorded in tests/data/tls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from monitor.wire.hello import ClientHello, ServerHello
+
+__all__ = ["JAVA_PADDING", "TICKET_SLACK_US", "After", "Record", "Turns", "find_turns"]
+
+Record = tuple[int, int, int, bool, bool]
+"""One TLS record start: at_us, length field, content type, received, first in its packet."""
+
+JAVA_PADDING = 16
+"""Bytes that Java adds to every TLS 1.3 record."""
+
+TICKET_SLACK_US = 10_000
+"""What a busy server may take to check a Finished and write a ticket, over the round trip."""
+
+# A ticket's record: identifier-only tickets are the smallest, Java's (1.9 kB) and those that
+# carry a client certificate the largest.
+_TICKET_MIN = 60
+_TICKET_MAX = 4096
+_TICKETS_MAX = 4  # rustls sends up to four; a longer run of equal records is data
+# How much longer than the ticket itself its message is: type and length 4, lifetime 4, age 4,
+# nonce 1 to 33, ticket length 2, extensions 2 to 10.
+_TICKET_FRAMING = range(17, 61)
+
+# HTTP/2 frames before the first answer. SETTINGS: 9 + 6 for each of up to 8 settings, perhaps
+# with WINDOW_UPDATE (13) or an acknowledgement (9) in the same record.
+_SETTINGS = frozenset(9 + 6 * n + more for n in range(9) for more in (0, 9, 13, 22))
+# The client's preface is 24 bytes before its SETTINGS; with more than 6 settings it would be
+# taken for a request, which comes to the same when the request follows at once.
+_PREFACE = frozenset(24 + 9 + 6 * n + more for n in range(7) for more in (0, 13))
+# Acknowledgement 9, WINDOW_UPDATE or RST_STREAM 13, PING or GOAWAY 17, and pairs of them.
+_CONTROL = frozenset((9, 13, 17, 18, 22, 26, 30, 34))
+_SETTINGS_ACK = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class After:
+    """Application data records, in order of time, that follow a handshake (or early data).
+
+    ``*_overhead`` is a record's length less the plaintext in it, 0 where that varies;
+    ``rx_may_pad``: or JAVA_PADDING more. ``ticket_limit_us``: by then session tickets have
+    come, if any do; None where they are not sent as data (up to TLS 1.2).
+    """
+
+    data: Sequence[Record]
+    tx_overhead: int
+    rx_overhead: int
+    rx_may_pad: bool = False
+    ticket_limit_us: int | None = None
+
+
+@dataclass(slots=True)
+class Turns:
+    """What find_turns() found; the fields are those of handshake.Wire."""
+
+    h2: bool = False
+    tickets: int | None = None
+    request_us: int | None = None
+    response_us: int | None = None
+    open_request_us: int | None = None
+    count: int = 0
+    sum_us: int = 0
+    max_us: int = 0
+
+
+def find_turns(after: After, client: ClientHello | None, server: ServerHello | None) -> Turns:
+    """Find requests and answers among the application data records of one connection."""
+    turns = Turns()
+    data = _without_alerts(after)
+    if not data:
+        return turns
+    tx_over = after.tx_overhead
+    h2_possible = bool(tx_over) and _may_be_h2(after, client, server)
+
+    # Acknowledging SETTINGS is never a request, and would split flights.
+    acked = False
+    if h2_possible:
+        kept = [r for r in data if r[3] or r[1] - tx_over != _SETTINGS_ACK]
+        acked = len(kept) < len(data)
+        data = kept
+
+    first = 0  # the first record sent
+    while first < len(data) and data[first][3]:
+        first += 1
+    skip = _tickets(data, first, after, client, h2_possible)
+    if after.ticket_limit_us is not None:
+        turns.tickets = len(skip)
+
+    if server is not None and server.alpn is not None:
+        turns.h2 = server.alpn == "h2"
+    if h2_possible:
+        _skip_preludes(data, first, skip, turns, after, acked)
+
+    opened: int | None = None
+    for index, (at, length, _, rx, _) in enumerate(data):
+        if index in skip:
+            continue
+        if rx:
+            if opened is None or (turns.h2 and _holds(_CONTROL, length, after)):
+                continue
+            took = max(at - opened, 0)
+            if turns.response_us is None:
+                turns.response_us = at
+            turns.count += 1
+            turns.sum_us += took
+            turns.max_us = max(turns.max_us, took)
+            opened = None
+        elif opened is None and not (turns.h2 and length - tx_over in _CONTROL):
+            opened = at
+            if turns.request_us is None:
+                turns.request_us = at
+    turns.open_request_us = opened
+    return turns
+
+
+# Whether the plaintext of a received record has one of these lengths.
+def _holds(lengths: frozenset[int], length: int, after: After) -> bool:
+    length -= after.rx_overhead
+    return length in lengths or (after.rx_may_pad and length - JAVA_PADDING in lengths)
+
+
+# The data without each side's closing alert, which TLS 1.3 sends as data of 2 bytes.
+def _without_alerts(after: After) -> Sequence[Record]:
+    data = after.data
+    if after.ticket_limit_us is None:
+        return data
+    drop = []
+    for rx, overhead in ((False, after.tx_overhead), (True, after.rx_overhead)):
+        for index in range(len(data) - 1, -1, -1):
+            if data[index][3] is rx:
+                if data[index][1] - overhead == 2:
+                    drop.append(index)
+                break
+    return [r for i, r in enumerate(data) if i not in drop] if drop else data
+
+
+# Indices of session tickets in data; first is the index of the first record sent.
+def _tickets(
+    data: Sequence[Record],
+    first: int,
+    after: After,
+    client: ClientHello | None,
+    h2_possible: bool,
+) -> set[int]:
+    limit = after.ticket_limit_us
+    if limit is None:
+        return set()
+    begin = 0  # of the first flight received
+    end = first
+    if first == 0:
+        while begin < len(data) and not data[begin][3]:
+            begin += 1
+        end = begin
+        while end < len(data) and data[end][3]:
+            end += 1
+    if begin == end:
+        return set()
+    at, length = data[begin][:2]
+    if not _TICKET_MIN <= length <= _TICKET_MAX:
+        return set()
+    run = 1
+    while begin + run < end and data[begin + run][1] == length:
+        run += 1
+    if run > _TICKETS_MAX:
+        return set()
+
+    if run > 1:
+        # Equal lengths and then something else, or in time for tickets: no doubt of it.
+        if begin + run < end or data[begin + run - 1][0] <= limit:
+            return set(range(begin, begin + run))
+        return set()
+    if at > limit or (h2_possible and _holds(_SETTINGS, length, after)):
+        return set()
+    if begin == 0:
+        # Came unasked. Its twin may have been overtaken by the request.
+        found = {0}
+        twin = first
+        while twin < len(data) and not data[twin][3]:
+            twin += 1
+        if end == 1 and twin < len(data) and data[twin][1] == length:
+            found.add(twin)
+        return found
+    if client is not None:
+        if not client.psk_modes and not client.truncated:
+            return set()  # such a client is sent none (a few stacks send two all the same)
+        used = client.psk_identity_len
+        if used is not None and length - after.rx_overhead - used in _TICKET_FRAMING:
+            return {begin}  # as long as the one it came with
+    return {begin} if end - begin > 1 else set()
+
+
+def _may_be_h2(after: After, client: ClientHello | None, server: ServerHello | None) -> bool:
+    if after.ticket_limit_us is None and server is not None and not server.truncated:
+        return server.alpn == "h2"
+    return client is not None and "h2" in client.alpn
+
+
+# Judge whether this is HTTP/2, and if so skip the client's preface and the server's SETTINGS.
+def _skip_preludes(
+    data: Sequence[Record],
+    first: int,
+    skip: set[int],
+    turns: Turns,
+    after: After,
+    acked: bool,
+) -> None:
+    heard = next((i for i, r in enumerate(data) if r[3] and i not in skip), None)
+    settings = heard is not None and _holds(_SETTINGS, data[heard][1], after)
+    preface = first < len(data) and data[first][1] - after.tx_overhead in _PREFACE
+    # The request is its own record if one follows before anything that could be the answer.
+    followed = False
+    for index in range(first + 1, len(data)):
+        if not data[index][3]:
+            followed = data[index][1] - after.tx_overhead not in _CONTROL
+            if followed:
+                break
+        elif index not in skip and not (
+            (index == heard and settings) or _holds(_CONTROL, data[index][1], after)
+        ):
+            break
+    turns.h2 = turns.h2 or (settings and (acked or preface)) or (preface and followed)
+    if turns.h2:
+        if settings and heard is not None:
+            skip.add(heard)
+        if preface and followed:
+            skip.add(first)
