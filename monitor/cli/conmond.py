@@ -1,0 +1,147 @@
+"""The conmond command: reads its arguments, runs the daemon, turns what went wrong into words."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import monitor
+from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from monitor.errors import MonitorError
+from monitor.options import Options
+
+if TYPE_CHECKING:
+    from monitor.cli.output import Form
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+Times every outgoing connection of every local process: DNS, connect, TLS, first response.
+
+examples:
+  conmond                        watch connections in a table
+  conmond --json | jq .host      one JSON record a line, as connections end
+  conmond --json --live          each also once before, when it is set up
+  conmond --format lws           the eight keys of libwebsockets' lws_conmon alone
+  conmond --for 60 >records      for a minute, then stop
+"""
+
+EPILOG = """\
+Needs root. Prints "ready" on stderr once every probe is attached; Ctrl-C or SIGTERM ends it.
+exit codes: 0 done, 1 failed, 2 usage, 130 Ctrl-C
+"""
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("conmond", DESCRIPTION, EPILOG)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json",
+        dest="form",
+        action="store_const",
+        const="json",
+        help="one record a line on stdout (default where stdout is no terminal)",
+    )
+    form.add_argument(
+        "--table",
+        dest="form",
+        action="store_const",
+        const="table",
+        help="a table to watch (default on a terminal)",
+    )
+    form.add_argument(
+        "--quiet", dest="form", action="store_const", const="quiet", help="print no records"
+    )
+    form.add_argument(
+        "--format",
+        dest="form",
+        choices=("json", "lws"),
+        metavar="json|lws",
+        help="json: as --json; lws: the keys of lws_conmon alone, 0 for what is not known",
+    )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="print each record also once when its set-up is complete, with state open "
+        "(on in the table)",
+    )
+    parser.add_argument(
+        "--for",
+        dest="duration_s",
+        type=_seconds,
+        metavar="SECONDS",
+        help="stop by itself after so long, exit code 0",
+    )
+    parser.add_argument("--version", action="version", version=f"conmond {monitor.__version__}")
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Options, Form]:
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    form: Form = given.form or ("table" if os.isatty(1) else "json")
+    if given.live and form == "quiet":
+        parser.error("--live prints records and --quiet prints none")
+    if given.live and form == "lws":
+        parser.error("--live needs the key state, which the lws form has not")
+    return Options(live=given.live or form == "table", duration_s=given.duration_s), form
+
+
+# A closed standard descriptor would be taken by the next open(), and records written into it.
+def _fill_standard_descriptors() -> None:
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: without the program's name; None is those of this process.
+    """
+    _fill_standard_descriptors()
+    options, form = _parse(arguments)
+    # Only now, so that --help and a wrong flag answer at once.
+    from monitor.cli.output import open_sink, say
+
+    try:
+        from monitor import daemon
+
+        with open_sink(form, 1) as sink:
+            return daemon.run(options, sink)
+    except MonitorError as exc:
+        say(str(exc))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as exc:  # noqa: BLE001 - a defect of ours: one sentence, with its place
+        say(f"internal error, please report it: {_place(exc)}: {type(exc).__name__}: {exc}")
+    return EXIT_FAILED
+
+
+def _place(exc: BaseException) -> str:
+    trace = exc.__traceback__
+    places = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return " > ".join(places)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
