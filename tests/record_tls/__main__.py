@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.record_tls.capture import connections, labels
 from tests.record_tls.lab import Lab, certificates
@@ -69,22 +70,22 @@ def record(name: str, folder: Path) -> None:
             SCENARIOS[name](lab)
         data = pcap.read_bytes()
         conn = connections(data, lab.port)[lab.take]
-        log: list[list[object]] = conn["log"]  # type: ignore[assignment]
-        found = labels(pcap, lab.keys, lab.port, conn["port"])  # type: ignore[arg-type]
+        log = conn["log"]
+        found = labels(pcap, lab.keys, lab.port, conn["port"])
     by_side = {rx: [w for r, w in found if r is rx] for rx in (False, True)}
     for rx, seen in by_side.items():
         noted = sum(1 for e in log if e[3] is rx)
         if len(seen) != noted:
             print(f"{name}: tshark sees {len(seen)} records, not {noted}", file=sys.stderr)
     words = [by_side[bool(e[3])].pop(0) if by_side[bool(e[3])] else "?" for e in log]
-    out = {
+    out: dict[str, Any] = {
         "about": SCENARIOS[name].__doc__,
         "rtt_us": conn.get("rtt_us"),
         "flags": conn["flags"],
         "truth": lab.truth,
         "log_full": len(log) > LOG_MAX,
-        "client_hello": bytes(conn["client_hello"]).hex(),  # type: ignore[call-overload]
-        "server_hello": bytes(conn["server_hello"]).hex(),  # type: ignore[call-overload]
+        "client_hello": bytes(conn["client_hello"]).hex(),
+        "server_hello": bytes(conn["server_hello"]).hex(),
         "log": [[*e, w] for e, w in zip(log[:LOG_MAX], words, strict=False)],
     }
     # The hellos end where their handshake messages do: the rest is of no use here.
@@ -94,10 +95,10 @@ def record(name: str, folder: Path) -> None:
             if e[3] is rx:
                 if e[2] not in (21, 22):
                     break
-                size += 5 + int(e[1])  # type: ignore[call-overload]
+                size += 5 + int(e[1])
         out[side] = str(out[side])[: 2 * size]
     text = json.dumps({k: v for k, v in out.items() if k != "log"}, indent=1)[:-2]
-    rows = ",\n  ".join(json.dumps(e) for e in out["log"])  # type: ignore[attr-defined]
+    rows = ",\n  ".join(json.dumps(e) for e in out["log"])
     (DATA / f"{name}.json").write_text(f'{text},\n "log": [\n  {rows}\n ]\n}}\n')
     print(f"{name}: {len(log)} records")
 

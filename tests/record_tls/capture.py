@@ -7,6 +7,7 @@ import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HELLO_MAX = 4096  # as in bpf/event.h
 
@@ -32,9 +33,9 @@ class Direction:
         self.stream = bytearray()
 
 
-def connections(pcap: bytes, port: int) -> list[dict[str, object]]:
+def connections(pcap: bytes, port: int) -> list[dict[str, Any]]:
     """Each connection to port: its log, hellos and flags, noted as bpf/ does."""
-    found: dict[int, dict[str, object]] = {}
+    found: dict[int, dict[str, Any]] = {}
     sides: dict[tuple[int, bool], Direction] = {}
     for at, frame in packets(pcap):
         if frame[12:14] != b"\x08\x00":

@@ -328,6 +328,19 @@ def test_encrypted_alert_in_place_of_the_servers_finished():
     assert (wire.result, wire.alert, wire.alert_from) == ("alert", None, "server")
 
 
+def test_short_tags_shorten_the_alert():
+    """TLS_AES_128_CCM_8_SHA256."""
+    server = dataclasses.replace(SERVER, cipher_number=0x1305)
+    wire = judge([*START[:3], tx(41, 11)], server=server)
+    assert (wire.result, wire.alert_from) == ("rejected", "client")
+    wire = judge([*START[:3], tx(41, 45), tx(42, 99), rx(62, 11)], server=server)
+    assert (wire.result, wire.response_us) == ("ok", None)
+
+
+def test_lone_ccs_of_the_client_leaves_it_its_turn():
+    assert judge([*START[:3], tx(41, 1, CCS)]).waiting_for == "client"
+
+
 def test_answered_close_is_no_rejection():
     """After an empty client certificate that the server is content with."""
     wire = judge([*START[:3], tx(41, 25), tx(41, 53), tx(42, 120), rx(62, 300), rx(63, 19)])

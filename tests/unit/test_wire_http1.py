@@ -33,7 +33,9 @@ def test_unanswered_request_has_the_request_version_and_no_status():
     }
 
 
-@pytest.mark.parametrize("length", range(len("OPTIONS /abc HTTP/1.1"), len("OPTIONS /abc ") - 1, -1))
+@pytest.mark.parametrize(
+    "length", range(len("OPTIONS /abc HTTP/1.1"), len("OPTIONS /abc ") - 1, -1)
+)
 def test_request_cut_anywhere_in_its_version(length: int):
     seen = parse_heads(b"OPTIONS /abc HTTP/1.1"[:length], b"")
     assert seen is not None and seen["method"] == "OPTIONS"

@@ -1,0 +1,240 @@
+"""Nothing a stranger can put on the wire raises, or takes a millisecond.
+
+CONMOND_FUZZ=N runs N bulk rounds instead of three seconds' worth.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
+from monitor.wire.hello import parse_client_hello, parse_server_hello
+from monitor.wire.http1 import is_client_hello, parse_heads
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "tls"
+CAPTURES = [json.loads(path.read_text()) for path in sorted(DATA.glob("*.json"))]
+HELLOS = [bytes.fromhex(c[side]) for c in CAPTURES for side in ("client_hello", "server_hello")]
+LOGS = [[tuple(entry[:5]) for entry in c["log"]] for c in CAPTURES]
+HEADS = [
+    b"GET /index.html HTTP/1.1\r\nHost: a",
+    b"HTTP/1.1 200 OK\r\nServer: nginx\r\n",
+    b"HTTP/1.1 100 \r\n\r\nHTTP/1.1 201 OK",
+    b"OPTIONS * HTTP/1.1\r\n\r\n",
+    b"CONNECT [::1]:443 HTTP/1.1\r\nHost",
+    bytes.fromhex("1603010200010001fc0303"),
+]
+SECONDS = 3.0
+SLOW_NS = 1_000_000
+
+hostile_bytes = st.one_of(
+    st.binary(max_size=4096),
+    st.builds(lambda b, r: b[: r.randrange(len(b) + 1)], st.sampled_from(HELLOS), st.randoms()),
+)
+entries = st.tuples(
+    st.integers(0, 0xFFFFFFFF),
+    st.one_of(st.integers(0, 0xFFFF), st.sampled_from((19, 21, 26, 35, 53, 69, 85, 250, 16401))),
+    st.one_of(st.integers(0, 255), st.sampled_from((20, 21, 22, 23))),
+    st.booleans(),
+    st.booleans(),
+)
+alerts = st.one_of(st.none(), st.integers(0, ENCRYPTED_ALERT))
+
+
+@given(hostile_bytes)
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_as_hello(data: bytes):
+    client, server = parse_client_hello(data), parse_server_hello(data)
+    if client is not None:
+        assert client.sni is None or (client.sni.isascii() and 0 < len(client.sni) <= 4 * 255)
+        assert all(name.isascii() for name in client.alpn)
+        assert len(client.session_id) <= 32
+    if server is not None:
+        assert server.version and server.cipher
+        assert server.alpn is None or server.alpn.isascii()
+
+
+@given(st.binary(max_size=32), st.binary(max_size=32))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_as_heads(tx: bytes, rx: bytes):
+    seen = parse_heads(tx, rx)
+    if seen is not None:
+        json.dumps(seen)
+    is_client_hello(tx)
+
+
+@given(
+    st.lists(entries, max_size=32),
+    st.sampled_from([None, *HELLOS]),
+    st.sampled_from([None, *HELLOS]),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    alerts,
+    alerts,
+)
+@settings(max_examples=300, deadline=None)
+def test_any_log(log: list, client: bytes | None, server: bytes | None, flags: tuple, tx, rx):
+    log = [(0, 300, 22, False, True), *sorted(log)]
+    consistent(
+        analyze(
+            log,
+            client=parse_client_hello(client or b""),
+            server=parse_server_hello(server or b""),
+            log_full=flags[0],
+            gap_rx=flags[1],
+            gap_tx=flags[2],
+            alert_tx=tx,
+            alert_rx=rx,
+        ),
+        log,
+    )
+
+
+# What holds of every result, whatever it was made from.
+def consistent(wire: Wire, log: list) -> None:
+    begun = {at for at, *_ in log}
+    for at in (wire.handshake_done_us, wire.request_us, wire.response_us, wire.open_request_us):
+        assert at is None or at in begun
+    assert (wire.response_us is None) == (wire.turn_count == 0)
+    assert wire.request_us is not None or wire.response_us is None
+    assert 0 <= wire.turn_max_us <= wire.turn_sum_us <= wire.turn_max_us * wire.turn_count
+    if wire.result != "ok":
+        assert wire.request_us is None
+    if wire.handshake_done_us is not None:
+        assert wire.result in ("ok", "alert")
+
+
+def mutate(rng: random.Random, data: bytes) -> bytes:
+    raw = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 5, 30))):
+        if not raw:
+            break
+        at = rng.randrange(len(raw))
+        match rng.randrange(5):
+            case 0:
+                raw[at] = rng.randrange(256)
+            case 1:
+                raw[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
+            case 2:
+                del raw[at : at + rng.randrange(1, 20)]
+            case 3:
+                raw[at:at] = rng.randbytes(rng.randrange(1, 20))
+            case _:
+                del raw[at:]
+    return bytes(raw[:4096])
+
+
+def mutate_log(rng: random.Random, log: list) -> list:
+    log = list(log)
+    for _ in range(rng.choice((1, 2, 4))):
+        at = rng.randrange(len(log))
+        when, length, kind, received, first = log[at]
+        match rng.randrange(4):
+            case 0:
+                length = rng.choice(
+                    (2, 19, 21, 25, 26, 53, 69, 85, 250, 16401, rng.randrange(65536))
+                )
+            case 1:
+                kind = rng.choice((20, 21, 22, 23, rng.randrange(256)))
+            case 2:
+                received = not received
+            case _:
+                del log[at]
+                if not log:
+                    return log
+                continue
+        log[at] = (when, length, kind, received, first)
+    return log
+
+
+def test_bulk_mutations():
+    rounds = int(os.environ.get("CONMOND_FUZZ", "0"))
+    rng = random.Random(20)
+    slow: dict[str, int] = {}
+
+    # Slow is what stays slow when done again: the first time may hold a pause not its own.
+    def timed(call: Callable[[], object]) -> object:
+        for _ in range(3):
+            start = time.perf_counter_ns()
+            result = call()
+            took = time.perf_counter_ns() - start
+            if took < SLOW_NS:
+                return result
+        slow[repr(call)] = took
+        return result
+
+    done = 0
+    end = time.monotonic() + SECONDS
+    while done < rounds if rounds else time.monotonic() < end:
+        data = mutate(rng, rng.choice(HELLOS))
+        client = timed(lambda data=data: parse_client_hello(data))
+        server = timed(lambda data=data: parse_server_hello(data))
+        log = mutate_log(rng, rng.choice(LOGS))
+        wire = timed(
+            lambda log=log, client=client, server=server: analyze(
+                log,
+                client=client,
+                server=server,
+                log_full=rng.random() < 0.2,
+                gap_rx=rng.random() < 0.2,
+                gap_tx=rng.random() < 0.2,
+                alert_tx=rng.choice((None, None, 48, 77, ENCRYPTED_ALERT)),
+                alert_rx=rng.choice((None, None, 40, 112, ENCRYPTED_ALERT)),
+            )
+        )
+        consistent(wire, log)
+        tx, rx = (mutate(rng, rng.choice(HEADS))[:32] for _ in range(2))
+        timed(lambda tx=tx, rx=rx: parse_heads(tx, rx))
+        done += 1
+    assert not slow
+    assert done > 1000
+
+
+def test_worst_cases_stay_under_a_millisecond():
+    many = b"\x03\x03" + bytes(32) + b"\0\0\2\x13\1\1\0\x0f\xff"
+    cases = [
+        many + b"\xab\xcd\0\0" * 1000,  # a thousand extensions
+        many + b"\0\x10\x0f\0\x0e\xfe" + b"\1a" * 1900,  # a thousand protocols
+        many + b"\0\x10\0\x42\0\x40" + b"\1a" * 32,
+        b"\x03\x03" + bytes(32) + b"\0\x0f\x00" + b"\x13\x01" * 1900,  # ciphers to the end
+    ]
+    slowest = {}
+    for i, body in enumerate(cases):
+        data = b"\x16\x03\x01" + (len(body) + 4).to_bytes(2, "big") + b"\1"
+        data = (data + len(body).to_bytes(3, "big") + body)[:4096]
+        slowest[i] = quickest(lambda data=data: parse_client_hello(data))
+    split = b"".join(b"\x16\x03\x01\0\1" + bytes([b]) for b in b"\1\0\2\0" + bytes(700))
+    empty = b"\x16\x03\x01\0\0" * 819
+    slowest["split"] = quickest(lambda: parse_client_hello(split))
+    slowest["empty"] = quickest(lambda: parse_client_hello(empty))
+    log = [(0, 300, 22, False, True), (1, 99, 22, True, True), (1, 99, 23, True, True)]
+    log += [(i, 60, 23, i % 2 == 0, True) for i in range(2, 31)]
+    slowest["log"] = quickest(
+        lambda: analyze(
+            log,
+            client=None,
+            server=None,
+            log_full=True,
+            gap_rx=False,
+            gap_tx=False,
+            alert_tx=None,
+            alert_rx=None,
+        )
+    )
+    slowest["head"] = quickest(
+        lambda: parse_heads(b"GET /" + b"H" * 27, b"HTTP/1.1 100 " + b"\r\n" * 9)
+    )
+    assert max(slowest.values()) < SLOW_NS, slowest
+
+
+def quickest(call: Callable[[], object]) -> int:
+    took = []
+    for _ in range(20):
+        start = time.perf_counter_ns()
+        call()
+        took.append(time.perf_counter_ns() - start)
+    return min(took)
