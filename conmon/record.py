@@ -158,8 +158,7 @@ class Record(NamedTuple):
         surrogates included, so the line is safe in a log, a terminal and any encoding. All comes
         back as it was, save that JSON takes two surrogates which happen to pair for one character.
         """
-        text = json.dumps(self.to_dict(), separators=(",", ":"), allow_nan=False)
-        return text.replace("\x7f", "\\u007f")  # the one control character that json lets through
+        return json.dumps(self.to_dict(), separators=(",", ":"), allow_nan=False)
 
     def to_lws(self) -> dict[str, Any]:
         """Return what libwebsockets' own JSON for ``struct lws_conmon`` holds, and no more.

@@ -378,7 +378,7 @@ def test_what_makes_a_record_must_be_there(key):
         '{"later":' * 100_000,
         '{"v":1,"state":"open","later":' + "[" * 100_000 + "]" * 100_000 + "}",
         '{"v":1,"state":"open","tls":' + '{"a":' * 50_000 + "1" + "}" * 50_000 + "}",
-        " " * (MAX_JSON_CHARS + 1),
+        MINIMAL.to_json() + " " * MAX_JSON_CHARS,
     ],
     ids=lambda text: repr(text[:24]),
 )
