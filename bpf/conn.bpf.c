@@ -48,7 +48,9 @@ static __always_inline void submit_conn(struct conn_event *c)
 	       entries * sizeof(struct tls_record);
 	c->header.kind = EVENT_CONN;
 	c->header.size = size;
-	u64 flags = wakeup_flags(size);
+	/* why connect() failed is asked while its process is likely still there */
+	u64 flags = c->flags & CONN_SYNC_FAIL ? BPF_RB_FORCE_WAKEUP : wakeup_flags(size);
+
 	if (!events.ringbuf_output(c, size, flags))
 		return;
 	for (int i = 0; i < 4; i++) {

@@ -85,9 +85,3 @@ int gnutls_return(struct pt_regs *ctx)
 {
 	return handshake_return(ctx, 0);
 }
-
-/* For the self-test of return probes at start. */
-int probe_nothing(struct pt_regs *ctx)
-{
-	return 0;
-}

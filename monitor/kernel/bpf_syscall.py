@@ -10,7 +10,8 @@ import errno
 import os
 import platform
 import struct
-from typing import Final
+from collections.abc import Iterator
+from typing import Any, Final
 
 from monitor.errors import SourceError
 
@@ -135,24 +136,24 @@ class MapBatch:
         self._batch = batch
         self._key_size = key_size
         self._value_size = value_size
-        self._keys: ctypes.Array[ctypes.c_char] | None = None
-        self._values: ctypes.Array[ctypes.c_char] | None = None
+        self._keys: Any = None
+        self._values: Any = None
 
-    def read(self) -> list[bytes]:
-        """Return the values of all elements. An element that comes or goes meanwhile may be
-        missing; none is returned twice unless the table was resized meanwhile.
+    def read(self) -> Iterator[memoryview]:
+        """Yield the value of each element. An element that comes or goes meanwhile may be
+        missing; none comes twice unless the table is resized meanwhile. A value's memory is used
+        again for the next batch: decode it, do not keep it.
 
         Raises:
             SourceError: the map cannot be read.
         """
-        if self._keys is None or self._values is None:
+        if self._keys is None:
             self._allocate()
-        assert self._keys is not None and self._values is not None
         position = ctypes.create_string_buffer(max(8, self._key_size))
-        found: list[bytes] = []
         size = self._value_size
         first = True
-        while True:
+        done = False
+        while not done:
             attributes = _attributes(
                 "=QQQQIIQQ",
                 0 if first else ctypes.addressof(position),
@@ -164,7 +165,6 @@ class MapBatch:
                 0,
                 0,
             )
-            done = False
             try:
                 bpf(_MAP_LOOKUP_BATCH, attributes)
             except OSError as exc:
@@ -178,9 +178,8 @@ class MapBatch:
             first = False
             (count,) = struct.unpack_from("=I", attributes, 32)
             view = memoryview(self._values).cast("B")
-            found.extend(bytes(view[i * size : (i + 1) * size]) for i in range(count))
-            if done:
-                return found
+            for i in range(count):
+                yield view[i * size : (i + 1) * size]
 
     def _allocate(self) -> None:
         self._keys = ctypes.create_string_buffer(self._batch * self._key_size)

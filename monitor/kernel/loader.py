@@ -9,14 +9,13 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Final
 
+from monitor.bpf_source import bpf_folder
 from monitor.errors import LoadError
 from monitor.kernel.compile_child import CHANNEL
 
-__all__ = ["Loaded", "load", "source_folder"]
+__all__ = ["Loaded", "load"]
 
 _MAX_REPORT: Final = 1 << 20
 _MAX_DESCRIPTORS: Final = 64
@@ -44,14 +43,6 @@ class Loaded:
         self.maps.clear()
 
 
-def source_folder() -> Path:
-    """Where bpf/ is: inside the installed package, or at the top of the source tree."""
-    installed = Path(str(resources.files("monitor"))) / "bpf"
-    if (installed / "event.h").is_file():
-        return installed
-    return Path(__file__).resolve().parents[2] / "bpf"
-
-
 def load(defines: dict[str, int] | None = None) -> Loaded:
     """Compile and load bpf/ in a child process.
 
@@ -73,7 +64,7 @@ def load(defines: dict[str, int] | None = None) -> Loaded:
                     # descriptor 3 first: the interpreter itself must not take it
                     f"import os; os.dup2({theirs.fileno()}, {CHANNEL}); "
                     "from monitor.kernel.compile_child import main; main()",
-                    str(source_folder()),
+                    str(bpf_folder()),
                     *flags,
                 ],
                 stdin=subprocess.DEVNULL,

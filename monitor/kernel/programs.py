@@ -68,7 +68,6 @@ PROGRAMS: Final = (
     _program("openssl_return", ProgramType.KPROBE),
     _program("gnutls_enter", ProgramType.KPROBE),
     _program("gnutls_return", ProgramType.KPROBE),
-    _program("probe_nothing", ProgramType.KPROBE),  # for the self-test of return probes
 )
 
 # tracepoint -> program

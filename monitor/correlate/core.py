@@ -1,0 +1,431 @@
+"""Events in, conmon records out. No sockets, files, clocks or threads in here.
+
+Theory of operation. A connection arrives once, when it has ended (``ConnEvent``), and is a
+record at once, but for two cases that need to know what else is open:
+
+===========================  ========================================  =======================
+what ended                   what is still unknown                     settled by
+===========================  ========================================  =======================
+attempt that failed, made    whether another address of the answer     a snapshot after HOLD_NS,
+from a lookup                wins (Happy Eyeballs, retries)            or the winner's own end
+connection that several      which of them earlier connections, still  a snapshot: all take their
+lookups fit                  open, came from                           lookup in order of begin
+lookup that failed           whether the same name is asked again      HOLD_NS, or the process's
+                             (other family, other flags)               end
+===========================  ========================================  =======================
+
+A snapshot is the map of open connections, read by the caller: :meth:`Correlator.snapshot`. The
+caller takes one when :meth:`Correlator.deadline` says so, and now and then in any case, so that
+open connections keep their lookups. ``now_ns`` is CLOCK_MONOTONIC throughout.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from conmon.names import AI_NUMERICHOST
+from conmon.record import Record
+from monitor.correlate.build import Clock, Facts, lookup_record, record_of
+from monitor.correlate.hellos import HelloTable
+from monitor.correlate.identity import Identities, Identity
+from monitor.correlate.lookups import Ambiguous, Join, Lookup, LookupTable
+from monitor.decode import (
+    ConnEvent,
+    ConnFlag,
+    Event,
+    ExecEvent,
+    ExitEvent,
+    HelloEvent,
+    LookupEvent,
+    Phase,
+)
+
+__all__ = ["Correlator", "Lost"]
+
+# Happy Eyeballs starts the next attempt within 250 ms (RFC 8305), a retry follows at once.
+HOLD_NS: Final = 400_000_000
+# After a process ended nothing follows; its last packets may still be under way.
+EXIT_HOLD_NS: Final = 20_000_000
+# An attempt belongs to a connection that began at most this long after it ended.
+RETRY_NS: Final = 300_000_000
+MAX_HELD: Final = 16_384  # connections and lookups put off at one time; past it they are settled
+MAX_OPEN: Final = 131_072
+DEFERRED_HOLD_NS: Final = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Events that never arrived."""
+
+    count: int
+    seen_ns: int
+    """When the loss was noticed; it happened before."""
+
+
+_Key = tuple[int, int]
+# process, process start, lookup, port: attempts that may belong together
+_Group = tuple[int, int, int, int]
+
+
+@dataclass(slots=True)
+class _Held:
+    """Failed attempts of one group, waiting for a winner."""
+
+    join: Join
+    conns: list[ConnEvent]
+    deadline_ns: int
+
+
+@dataclass(slots=True)
+class _HeldLookup:
+    lookup: Lookup
+    deadline_ns: int
+
+
+@dataclass(slots=True)
+class _Open:
+    """A connection seen in a snapshot."""
+
+    conn: ConnEvent
+    join: Join | None
+    joined: bool
+    earlier: list[ConnEvent] = field(default_factory=list)
+    announced: bool = False
+    missing: int = 0
+
+
+class Correlator:
+    """Joins events to records.
+
+    Args:
+        facts: of this host and daemon.
+        identities: who a process is.
+        clock: monotonic to wall time.
+        live: also return a record, ``state`` open, once a connection's set-up is complete.
+    """
+
+    def __init__(
+        self, *, facts: Facts, identities: Identities, clock: Clock, live: bool = False
+    ) -> None:
+        self.facts = facts
+        self.clock = clock
+        self.vanished = 0
+        """Open connections that left the map without their event arriving."""
+        self._identities = identities
+        self._live = live
+        self._lookups = LookupTable()
+        self._hellos = HelloTable()
+        self._open: dict[_Key, _Open] = {}
+        self._held: OrderedDict[_Group, _Held] = OrderedDict()
+        self._deferred: list[ConnEvent] = []
+        self._failed_lookups: list[_HeldLookup] = []
+        self._lost_ns = 0
+        self._lookup_since_snapshot = False
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def feed(self, event: Event | Lost) -> list[Record]:
+        """Take in one event; return the records that it completes."""
+        match event:
+            case ConnEvent():
+                return self._conn_ended(event)
+            case LookupEvent():
+                self._lookup_returned(event)
+            case HelloEvent():
+                self._hellos.add(event)
+            case ExitEvent():
+                self._process_ended(event)
+            case Lost():
+                self._lost_ns = max(self._lost_ns, event.seen_ns)
+            case ExecEvent():
+                pass  # the identities' business
+        return []
+
+    def wants_snapshot(self) -> bool:
+        """Whether open connections may need a lookup pinned, or are to be announced."""
+        return self._live or self._lookup_since_snapshot
+
+    def deadline(self) -> int | None:
+        """When a snapshot is wanted at the latest; None if nothing waits for one."""
+        times = [held.deadline_ns for held in self._held.values()]
+        times += [held.deadline_ns for held in self._failed_lookups]
+        times += [conn.end_ns + DEFERRED_HOLD_NS for conn in self._deferred]
+        return min(times, default=None)
+
+    def snapshot(self, conns: Iterable[ConnEvent], *, now_ns: int) -> list[Record]:
+        """Take in all connections that are open now, and settle what waited for that.
+
+        Args:
+            conns: the map ``conn_by_sk``. Every event that the kernel submitted before it was
+                read has been fed.
+        """
+        self._lookup_since_snapshot = False
+        current = {(conn.sk, conn.connect_ns): conn for conn in conns}
+        for key in [key for key in self._open if key not in current]:
+            known = self._open[key]
+            known.missing += 1
+            if known.missing > 1:  # once may be its event being under way
+                del self._open[key]
+                self._hellos.take(*key)
+                self.vanished += 1
+        fresh: list[_Open] = []
+        for key, conn in current.items():
+            opened = self._open.get(key)
+            if opened is None:
+                opened = _Open(conn, None, False)
+                if len(self._open) < MAX_OPEN:
+                    self._open[key] = opened
+            opened.conn = conn
+            opened.missing = 0
+            if not opened.joined:
+                fresh.append(opened)
+        records = self._settle_in_order(fresh)
+        self._claim_held()
+        records += self._expire(now_ns)
+        if self._live:
+            records += self._announce()
+        return records
+
+    def finish(self) -> list[Record]:
+        """Settle everything that waits, because the monitor ends."""
+        records = self._settle_in_order([])
+        for group in list(self._held):
+            records.append(self._failed_record(self._held.pop(group)))
+        records += [self._lookup_failed(held.lookup) for held in self._failed_lookups]
+        self._failed_lookups.clear()
+        return records
+
+    # -- lookups ------------------------------------------------------------------------------
+
+    def _lookup_returned(self, event: LookupEvent) -> None:
+        self._lookup_since_snapshot = True
+        if event.ret == 0:
+            lookup = self._lookups.add(event)
+            self._drop_failed_lookups(lookup)
+            return
+        if event.hint_flags & AI_NUMERICHOST:
+            return  # only asked whether the text is an address
+        lookup = self._lookups.add(event)
+        earlier = self._drop_failed_lookups(lookup)
+        if earlier is not None:
+            lookup.start_ns = earlier.start_ns
+        if len(self._failed_lookups) < MAX_HELD:
+            self._failed_lookups.append(_HeldLookup(lookup, lookup.end_ns + HOLD_NS))
+
+    def _drop_failed_lookups(self, lookup: Lookup) -> Lookup | None:
+        """The same thread asks for the same name again: one lookup in several calls."""
+        for i, held in enumerate(self._failed_lookups):
+            before = held.lookup
+            if (
+                before.task.tid == lookup.task.tid
+                and before.task.start_ns == lookup.task.start_ns
+                and before.name == lookup.name
+            ):
+                del self._failed_lookups[i]
+                return before
+        return None
+
+    def _lookup_failed(self, lookup: Lookup) -> Record:
+        task = lookup.task
+        who = self._identities.identify(
+            pid=task.pid,
+            start_ns=task.start_ns,
+            comm=task.comm,
+            exe_ino=task.exe_ino,
+            exe_dev=task.exe_dev,
+            cgroup_id=task.cgroup_id,
+        )
+        return lookup_record(lookup, facts=self.facts, clock=self.clock, who=who)
+
+    # -- connections --------------------------------------------------------------------------
+
+    def _conn_ended(self, conn: ConnEvent) -> list[Record]:
+        opened = self._open.pop((conn.sk, conn.connect_ns), None)
+        if opened is not None and opened.joined:
+            return self._finish_conn(conn, opened.join, opened.earlier)
+        if (conn.pid, conn.start_ns) not in self._lookups:
+            return self._finish_conn(conn, None, ())
+        join = self._lookups.join(conn, sni=self._sni(conn))
+        if isinstance(join, Ambiguous):
+            if len(self._deferred) < MAX_HELD:
+                self._deferred.append(conn)
+                return []
+            join = None  # a wrong name would be worse than none
+        return self._finish_conn(conn, join, ())
+
+    def _finish_conn(
+        self, conn: ConnEvent, join: Join | None, earlier: Iterable[ConnEvent]
+    ) -> list[Record]:
+        if not conn.established_ns:
+            if join is None:
+                return [self._record(conn, None, ())]
+            return self._hold(conn, join)
+        if join is not None:
+            if conn.phase == Phase.CLOSED:
+                join.lookup.uses += 1
+            earlier = [*earlier, *self._take_attempts(conn, join)]
+        return [self._record(conn, join, tuple(earlier))]
+
+    def _hold(self, conn: ConnEvent, join: Join) -> list[Record]:
+        group = _group(conn, join)
+        held = self._held.get(group)
+        if held is None:
+            held = self._held[group] = _Held(join, [], 0)
+        held.conns.append(conn)
+        held.deadline_ns = conn.end_ns + HOLD_NS
+        if len(self._held) > MAX_HELD:
+            _, oldest = self._held.popitem(last=False)
+            return [self._failed_record(oldest)]
+        return []
+
+    def _take_attempts(self, winner: ConnEvent, join: Join) -> list[ConnEvent]:
+        """The failed attempts that led to this connection."""
+        if not self._held:
+            return []
+        group = _group(winner, join)
+        held = self._held.get(group)
+        if held is None:
+            return []
+        taken = [conn for conn in held.conns if _belongs(conn, winner)]
+        held.conns = [conn for conn in held.conns if not _belongs(conn, winner)]
+        if not held.conns:
+            del self._held[group]
+        return taken
+
+    def _failed_record(self, held: _Held) -> Record:
+        *earlier, last = sorted(held.conns, key=lambda conn: conn.end_ns)
+        return self._record(last, held.join, tuple(earlier))
+
+    def _record(
+        self, conn: ConnEvent, join: Join | None, earlier: tuple[ConnEvent, ...]
+    ) -> Record:
+        hellos = None
+        if conn.flags & ConnFlag.TLS:
+            key = (conn.sk, conn.connect_ns)
+            hellos = self._hellos.take(*key) if conn.end_ns else self._hellos.get(*key)
+        return record_of(
+            conn,
+            facts=self.facts,
+            clock=self.clock,
+            who=self._who(conn),
+            join=join,
+            literal=join is None
+            and (conn.pid, conn.start_ns) in self._lookups
+            and self._lookups.literal_asked(conn),
+            hellos=hellos,
+            earlier=earlier,
+            lost=conn.connect_ns <= self._lost_ns,
+        )
+
+    def _who(self, conn: ConnEvent) -> Identity:
+        return self._identities.identify(
+            pid=conn.pid,
+            start_ns=conn.start_ns,
+            comm=conn.comm,
+            exe_ino=conn.exe_ino,
+            exe_dev=conn.exe_dev,
+            cgroup_id=conn.cgroup_id,
+        )
+
+    def _sni(self, conn: ConnEvent) -> str | None:
+        if not conn.flags & ConnFlag.TLS:
+            return None
+        hellos = self._hellos.get(conn.sk, conn.connect_ns)
+        if hellos is None or hellos.client is None or hellos.client.sni is None:
+            return None
+        return hellos.client.sni.lower().rstrip(".")
+
+    # -- what waited --------------------------------------------------------------------------
+
+    def _settle_in_order(self, fresh: list[_Open]) -> list[Record]:
+        """Join open connections and put-off ones, in the order in which they began."""
+        records: list[Record] = []
+        waiting: list[tuple[ConnEvent, _Open | None]] = [(o.conn, o) for o in fresh]
+        waiting += [(conn, None) for conn in self._deferred]
+        self._deferred = []
+        waiting.sort(key=lambda item: item[0].connect_ns)
+        for conn, opened in waiting:
+            found = self._lookups.join(conn, sni=self._sni(conn), in_order=True)
+            join = None if isinstance(found, Ambiguous) else found
+            if opened is None:
+                records += self._finish_conn(conn, join, ())
+            elif conn.established_ns:
+                opened.join = join
+                opened.joined = True
+                if join is not None:
+                    join.lookup.uses += 1
+            else:
+                opened.join = join  # may still fail: uses nothing yet, asked again
+        return records
+
+    def _claim_held(self) -> None:
+        """Give failed attempts to the open connection that they led to."""
+        if not self._held:
+            return
+        for opened in self._open.values():
+            if opened.join is not None and opened.conn.established_ns:
+                opened.earlier += self._take_attempts(opened.conn, opened.join)
+
+    def _expire(self, now_ns: int) -> list[Record]:
+        records = []
+        trying = {
+            _group(opened.conn, opened.join)
+            for opened in self._open.values()
+            if opened.join is not None and not opened.conn.established_ns
+        } if self._held else set()
+        for group in list(self._held):
+            held = self._held[group]
+            if held.deadline_ns > now_ns:
+                continue
+            if group in trying:  # another address is being tried
+                held.deadline_ns = now_ns + HOLD_NS
+                continue
+            del self._held[group]
+            records.append(self._failed_record(held))
+        if self._failed_lookups:
+            due = [held for held in self._failed_lookups if held.deadline_ns <= now_ns]
+            self._failed_lookups = [h for h in self._failed_lookups if h.deadline_ns > now_ns]
+            records += [self._lookup_failed(held.lookup) for held in due]
+        return records
+
+    def _announce(self) -> list[Record]:
+        records = []
+        for opened in self._open.values():
+            if opened.announced or not opened.joined:
+                continue
+            conn = opened.conn
+            if conn.flags & ConnFlag.TLS and not conn.ssl_done_ns and not conn.first_resp_ns:
+                continue
+            if not conn.first_resp_ns:
+                continue  # set-up ends with the first answer
+            opened.announced = True
+            records.append(self._record(conn, opened.join, tuple(opened.earlier)))
+        return records
+
+    def _process_ended(self, event: ExitEvent) -> None:
+        deadline = event.ts_ns + EXIT_HOLD_NS
+        for group, held in self._held.items():
+            if group[0] == event.pid and group[1] == event.start_ns:
+                held.deadline_ns = min(held.deadline_ns, deadline)
+        for waiting in self._failed_lookups:
+            task = waiting.lookup.task
+            if task.pid == event.pid and task.start_ns == event.start_ns:
+                waiting.deadline_ns = min(waiting.deadline_ns, deadline)
+
+
+def _group(conn: ConnEvent, join: Join) -> _Group:
+    return (conn.pid, conn.start_ns, id(join.lookup), conn.rport)
+
+
+def _belongs(attempt: ConnEvent, winner: ConnEvent) -> bool:
+    """Whether a failed attempt and a connection were tries at the same thing: another address,
+    one begun while the other was under way or right after."""
+    if attempt.raddr == winner.raddr and attempt.family == winner.family:
+        return False
+    return (
+        attempt.connect_ns <= winner.established_ns
+        and winner.connect_ns <= attempt.end_ns + RETRY_NS
+    )

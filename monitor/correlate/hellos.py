@@ -1,0 +1,77 @@
+"""ClientHello and ServerHello, put together from their packets and kept until the record is made."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from monitor.decode import HelloEvent
+from monitor.wire.hello import (
+    ClientHello,
+    ServerHello,
+    parse_client_hello,
+    parse_server_hello,
+)
+
+__all__ = ["HelloTable", "Hellos"]
+
+# As many as connections can be open: each TLS connection waits here with its parsed hellos.
+MAX_CONNECTIONS: Final = 65_536
+MAX_BYTES: Final = 4096  # HELLO_MAX in bpf/event.h
+
+
+@dataclass(slots=True)
+class Hellos:
+    """What one connection's hellos said; None where not (or not wholly) seen."""
+
+    client: ClientHello | None = None
+    server: ServerHello | None = None
+    _client_bytes: bytes = b""
+    _server_bytes: bytes = b""
+    _server_number: int = 0
+
+    def add(self, event: HelloEvent) -> None:
+        """Take in one part."""
+        if not event.received:
+            self._client_bytes = (self._client_bytes + event.data)[:MAX_BYTES]
+            self.client = parse_client_hello(self._client_bytes)
+            if self.client is not None and not self.client.truncated:
+                self._client_bytes = b""
+            return
+        if event.number != self._server_number:
+            self._server_number = event.number
+            self._server_bytes = b""
+        self._server_bytes = (self._server_bytes + event.data)[:MAX_BYTES]
+        self.server = parse_server_hello(self._server_bytes)
+        if self.server is not None and not self.server.truncated:
+            self._server_bytes = b""
+
+
+class HelloTable:
+    """Hellos by connection: (sock address, connect time)."""
+
+    def __init__(self, *, most: int = MAX_CONNECTIONS) -> None:
+        self._most = most
+        self._by_conn: OrderedDict[tuple[int, int], Hellos] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_conn)
+
+    def add(self, event: HelloEvent) -> None:
+        """Take in one part of a hello. Past the bound the oldest connection's are dropped."""
+        key = (event.sk, event.connect_ns)
+        hellos = self._by_conn.get(key)
+        if hellos is None:
+            if len(self._by_conn) >= self._most:
+                self._by_conn.popitem(last=False)
+            hellos = self._by_conn[key] = Hellos()
+        hellos.add(event)
+
+    def get(self, sk: int, connect_ns: int) -> Hellos | None:
+        """The hellos of an open connection."""
+        return self._by_conn.get((sk, connect_ns))
+
+    def take(self, sk: int, connect_ns: int) -> Hellos | None:
+        """The hellos of a connection that ended."""
+        return self._by_conn.pop((sk, connect_ns), None)

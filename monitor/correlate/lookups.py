@@ -1,0 +1,197 @@
+"""Which lookup a connection came from.
+
+Theory of operation. A lookup belongs to one process; it can only explain a connection of that
+process to an address in its answer that began after it returned. Usually one lookup is left, of
+the same thread or of another one. Where several names with the same address are left, nothing at
+the close of one connection says which was its own, because connections close in any order: the
+choice is put off until every connection that began earlier is known (a snapshot of the open
+ones), and then made in the order of their beginnings, each taking the oldest lookup that no
+connection has used. SNI, where there is one, decides before all that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from monitor.correlate.text import address_key, address_text, printable_text
+from monitor.decode import ConnEvent, LookupEvent, LookupFlag, Task
+
+__all__ = ["AMBIGUOUS", "Ambiguous", "Join", "Lookup", "LookupTable"]
+
+# A process seldom has more names in use than a browser has tabs' worth of hosts.
+PER_PROCESS: Final = 256
+# Bounds memory: a lookup takes about 1 KB here.
+TOTAL: Final = 8192
+# Names with a common address compete only when they were asked for this close together: the
+# older one, if it was ever to be used, has been by then.
+RIVALS_NS: Final = 2_000_000_000
+
+
+@dataclass(slots=True, eq=False)
+class Lookup:
+    """A name that was asked for, and the answer."""
+
+    task: Task
+    name: str
+    start_ns: int
+    end_ns: int
+    ret: int
+    hint_flags: int
+    service_port: int
+    """Port in the answer; 0 where the caller gave no service."""
+    addresses: tuple[str, ...]
+    keys: frozenset[bytes]
+    cut: bool
+    is_literal: bool
+    uses: int = 0
+    """Connections established from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A lookup, and how it was matched: the record's ``dns_match``."""
+
+    lookup: Lookup
+    match: Literal["thread", "process"]
+
+
+class Ambiguous:
+    """Several lookups fit: ask again with ``in_order`` once all earlier connections are known."""
+
+
+AMBIGUOUS: Final = Ambiguous()
+
+
+@dataclass(slots=True)
+class _Process:
+    lookups: deque[Lookup] = field(default_factory=lambda: deque(maxlen=PER_PROCESS))
+
+
+class LookupTable:
+    """The lookups that connections may still follow from, by process, oldest forgotten first."""
+
+    def __init__(self, *, total: int = TOTAL) -> None:
+        self._total = total
+        self._count = 0
+        # least recently asked first
+        self._processes: OrderedDict[tuple[int, int], _Process] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, event: LookupEvent) -> Lookup:
+        """Take in a lookup that returned."""
+        lookup = make_lookup(event)
+        key = (event.task.pid, event.task.start_ns)
+        process = self._processes.get(key)
+        if process is None:
+            process = self._processes[key] = _Process()
+        else:
+            self._processes.move_to_end(key)
+        if len(process.lookups) == PER_PROCESS:
+            self._count -= 1
+        process.lookups.append(lookup)
+        self._count += 1
+        while self._count > self._total:
+            _, oldest = self._processes.popitem(last=False)
+            self._count -= len(oldest.lookups)
+        return lookup
+
+    def forget(self, pid: int, start_ns: int) -> None:
+        """Drop what a process asked for."""
+        process = self._processes.pop((pid, start_ns), None)
+        if process is not None:
+            self._count -= len(process.lookups)
+
+    def __contains__(self, process: tuple[int, int]) -> bool:
+        return process in self._processes
+
+    def of(self, pid: int, start_ns: int) -> Iterator[Lookup]:
+        """A process's lookups, newest first."""
+        process = self._processes.get((pid, start_ns))
+        return reversed(process.lookups) if process is not None else iter(())
+
+    def join(
+        self, conn: ConnEvent, *, sni: str | None, in_order: bool = False
+    ) -> Join | Ambiguous | None:
+        """Find the lookup that a connection came from.
+
+        Args:
+            conn: the connection.
+            sni: the name in its ClientHello, if there was one.
+            in_order: every connection that began earlier has been through here.
+        """
+        process = self._processes.get((conn.pid, conn.start_ns))
+        if process is None:
+            return None
+        key = address_key(conn.family, conn.raddr)
+        fits = [
+            lookup
+            for lookup in reversed(process.lookups)
+            if key in lookup.keys and lookup.end_ns <= conn.connect_ns
+        ]
+        if not fits:
+            return None
+        same_port = [x for x in fits if x.service_port == conn.rport]
+        fits = same_port or fits
+        if sni is not None:
+            named = [x for x in fits if x.name.lower().rstrip(".") == sni]
+            fits = named or fits
+        same_thread = [x for x in fits if x.task.tid == conn.tid]
+        match: Literal["thread", "process"] = "thread" if same_thread else "process"
+        fits = same_thread or fits
+        newest = fits[0]
+        rivals = [
+            x
+            for x in fits
+            if not x.uses and newest.end_ns - x.end_ns < RIVALS_NS and x.name != newest.name
+        ]
+        if not rivals:
+            return Join(newest, match)
+        if not in_order:
+            return AMBIGUOUS
+        if newest.uses:
+            return Join(rivals[-1], match)
+        return Join(min(newest, *rivals, key=lambda x: x.end_ns), match)
+
+    def literal_asked(self, conn: ConnEvent) -> bool:
+        """Whether the process gave this very address, as a literal, to getaddrinfo()."""
+        process = self._processes.get((conn.pid, conn.start_ns))
+        if process is None:
+            return False
+        key = address_key(conn.family, conn.raddr)
+        return any(x.is_literal and key in x.keys for x in process.lookups)
+
+
+def make_lookup(event: LookupEvent) -> Lookup:
+    """Turn the kernel's event into what is kept: text, and keys to match addresses by."""
+    addresses: dict[str, None] = {}
+    keys = set()
+    for answer in event.answers:
+        addresses[address_text(answer.family, answer.addr, answer.scope_id)] = None
+        keys.add(address_key(answer.family, answer.addr))
+    name = printable_text(event.name)
+    return Lookup(
+        task=event.task,
+        name=name,
+        start_ns=event.start_ns,
+        end_ns=event.end_ns,
+        ret=event.ret,
+        hint_flags=event.hint_flags,
+        service_port=event.answers[0].port if event.answers else 0,
+        addresses=tuple(addresses),
+        keys=frozenset(keys),
+        cut=bool(event.flags & LookupFlag.CUT),
+        is_literal=_is_literal(name, tuple(addresses)),
+    )
+
+
+def _is_literal(name: str, addresses: tuple[str, ...]) -> bool:
+    # getaddrinfo() reads 127.1 and 0x7f.1 as addresses too, in which case digits lead.
+    if ":" in name:
+        return True
+    last = name.rstrip(".").rpartition(".")[2]
+    return bool(last) and (last.isdecimal() or last[:2].lower() == "0x") and len(addresses) <= 2

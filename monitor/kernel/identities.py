@@ -1,0 +1,168 @@
+"""Names for what the kernel gives as numbers: executables, systemd units, containers.
+
+What a process acted as is learned from exec events, so that it is known after the process has
+gone; for processes older than the monitor, from /proc when they first act.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Final
+
+from monitor.correlate.identity import Identity
+from monitor.correlate.text import printable_text
+from monitor.decode import ExecEvent
+
+__all__ = ["ProcIdentities", "find_cgroup2", "unit_and_container"]
+
+MAX_PROCESSES: Final = 8192
+MAX_PATHS: Final = 4096
+MAX_CGROUPS: Final = 4096
+# A walk over all cgroups for one unknown id is not repeated for ids that are gone.
+MAX_CGROUPS_WALKED: Final = 20_000
+
+_CONTAINER: Final = re.compile(r"(?:^|[-/:.])([0-9a-f]{64})(?:\.scope|$|/)")
+_UNIT: Final = re.compile(r"^[\w@:.\\-]+\.(?:service|scope|socket|slice)$")
+
+
+def find_cgroup2(mounts: str = "/proc/self/mounts") -> str | None:
+    """Where the cgroup2 file system is mounted; None where it is not."""
+    with open(mounts, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ")
+            if len(fields) > 2 and fields[2] == "cgroup2":
+                return fields[1].encode("latin-1", "replace").decode("unicode_escape")
+    return None
+
+
+def unit_and_container(path: str) -> tuple[str | None, str | None]:
+    """Read systemd unit and container id out of a cgroup's path.
+
+    The unit is the innermost service or scope; a container's id the 64 hexadecimal digits that
+    Docker, containerd, CRI-O and Podman all put there.
+    """
+    unit: str | None = None
+    for part in reversed(path.split("/")):
+        if part.endswith((".service", ".scope", ".socket")) and _UNIT.match(part):
+            unit = part
+            break
+    found = _CONTAINER.findall(path)
+    return unit, found[-1] if found else None
+
+
+class ProcIdentities:
+    """Identities from exec events, /proc and the cgroup tree, remembered within bounds.
+
+    Args:
+        cgroup_root: the cgroup2 mount, None where there is none.
+        proc: for tests.
+    """
+
+    def __init__(self, cgroup_root: str | None, proc: str = "/proc") -> None:
+        self._root = cgroup_root
+        self._proc = Path(proc)
+        # (pid, process start) -> path; by inode for processes that forked and never exec'd
+        self._exe_by_process: OrderedDict[tuple[int, int], str | None] = OrderedDict()
+        self._exe_by_inode: OrderedDict[tuple[int, int], str] = OrderedDict()
+        self._cgroups: OrderedDict[int, tuple[str | None, str | None]] = OrderedDict()
+        self._identities: OrderedDict[tuple[int, int, bytes, int], Identity] = OrderedDict()
+
+    def learn(self, event: ExecEvent) -> None:
+        """Take in that a process became another program."""
+        task = event.task
+        path = printable_text(event.path) if event.path else None
+        self._exe_by_process[(task.pid, task.start_ns)] = path
+        if path is not None and task.exe_ino:
+            self._exe_by_inode[(task.exe_dev, task.exe_ino)] = path
+            _bound(self._exe_by_inode, MAX_PATHS)
+        _bound(self._exe_by_process, MAX_PROCESSES)
+
+    def identify(
+        self, *, pid: int, start_ns: int, comm: bytes, exe_ino: int, exe_dev: int, cgroup_id: int
+    ) -> Identity:
+        """See :class:`monitor.correlate.identity.Identities`."""
+        comm = comm.split(b"\0", 1)[0]
+        key = (pid, start_ns, comm, cgroup_id)
+        known = self._identities.get(key)
+        if known is not None:
+            return known
+        unit, container = self._cgroup(cgroup_id, pid)
+        identity = Identity(
+            printable_text(comm), self._exe(pid, start_ns, exe_ino, exe_dev), unit, container
+        )
+        self._identities[key] = identity
+        _bound(self._identities, MAX_PROCESSES)
+        return identity
+
+    def _exe(self, pid: int, start_ns: int, ino: int, dev: int) -> str | None:
+        path = self._exe_by_process.get((pid, start_ns))
+        if path is not None:
+            return path
+        # A pid alone could be another process by now; its inode cannot lie.
+        link = self._proc / str(pid) / "exe"
+        try:
+            if os.stat(link).st_ino == ino:
+                path = printable_text(os.fsencode(os.readlink(link))).removesuffix(" (deleted)")
+        except OSError:
+            path = None
+        if path is None:
+            return self._exe_by_inode.get((dev, ino))
+        self._exe_by_inode[(dev, ino)] = path
+        _bound(self._exe_by_inode, MAX_PATHS)
+        return path
+
+    def _cgroup(self, cgroup_id: int, pid: int) -> tuple[str | None, str | None]:
+        if not cgroup_id:
+            return None, None
+        known = self._cgroups.get(cgroup_id)
+        if known is not None:
+            return known
+        path = self._cgroup_of_process(cgroup_id, pid) or self._walk(cgroup_id)
+        found = unit_and_container(path) if path else (None, None)
+        self._cgroups[cgroup_id] = found
+        _bound(self._cgroups, MAX_CGROUPS)
+        return found
+
+    def _cgroup_of_process(self, cgroup_id: int, pid: int) -> str | None:
+        if self._root is None:
+            return None
+        try:
+            text = (self._proc / str(pid) / "cgroup").read_text(errors="backslashreplace")
+        except OSError:
+            return None
+        for line in text.splitlines():
+            if line.startswith("0::"):
+                path = line[3:]
+                try:
+                    if os.stat(self._root + path).st_ino == cgroup_id:
+                        return path
+                except OSError:
+                    pass
+        return None
+
+    def _walk(self, cgroup_id: int) -> str | None:
+        if self._root is None:
+            return None
+        pending = [self._root]
+        seen = 0
+        while pending and seen < MAX_CGROUPS_WALKED:
+            folder = pending.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+            except OSError:
+                continue
+            for entry in folders:
+                seen += 1
+                if entry.inode() == cgroup_id:
+                    return entry.path[len(self._root) :]
+                pending.append(entry.path)
+        return None
+
+
+def _bound(table: OrderedDict[Any, Any], most: int) -> None:
+    while len(table) > most:
+        table.popitem(last=False)

@@ -1,0 +1,137 @@
+"""The kernel side as one object: loaded, attached, read, let go."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from monitor.decode import COUNTERS
+from monitor.errors import LoadError
+from monitor.kernel import bpf_syscall
+from monitor.kernel.attach import Attached, attach
+from monitor.kernel.identities import find_cgroup2
+from monitor.kernel.loader import Loaded, load
+from monitor.kernel.ring import Ring
+
+__all__ = ["RING_BYTES", "Kernel"]
+
+RING_BYTES: Final = 4 << 20
+CONN_BYTES: Final = 656  # sizeof(struct conn_event)
+_CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38, "CAP_NET_ADMIN": 12}
+_CAP_SYS_ADMIN: Final = 21
+
+
+def check_permitted() -> None:
+    """Say what is missing before anything costly is tried.
+
+    Raises:
+        LoadError: no rights, no BPF, or no BTF.
+    """
+    effective = _effective_capabilities()
+    missing = [
+        name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1
+    ]
+    if effective >> _CAP_SYS_ADMIN & 1 and effective >> _CAPABILITIES["CAP_NET_ADMIN"] & 1:
+        missing = []  # before 5.8 CAP_SYS_ADMIN was all three
+    if missing:
+        raise LoadError(
+            f"cannot load programs into the kernel: {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing; run conmond as root (sudo conmond)"
+        )
+    try:
+        # a map of one element, gone at once
+        attributes = struct.pack("=IIIII", 2, 4, 4, 1, 0)
+        buffer = ctypes.create_string_buffer(attributes, len(attributes))
+        os.close(bpf_syscall.bpf(0, buffer))
+    except OSError as exc:
+        if exc.errno == errno.ENOSYS:
+            raise LoadError(
+                "cannot load programs into the kernel: it was built without CONFIG_BPF_SYSCALL, "
+                "which conmond needs"
+            ) from exc
+        raise LoadError(
+            f"cannot load programs into the kernel: bpf() says {exc.strerror}; in a container "
+            "it takes --privileged, and a seccomp filter may forbid it"
+        ) from exc
+    if not os.path.exists("/sys/kernel/btf/vmlinux"):
+        raise LoadError(
+            "cannot read /sys/kernel/btf/vmlinux: this kernel was built without "
+            "CONFIG_DEBUG_INFO_BTF, which conmond needs"
+        )
+
+
+def _effective_capabilities() -> int:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
+@dataclass(slots=True)
+class Kernel:
+    """What is in the kernel on our behalf."""
+
+    loaded: Loaded
+    attached: Attached
+    ring: Ring
+    cgroup: str | None
+    _conns: bpf_syscall.MapBatch
+    _cpus: int
+    _last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+
+    @classmethod
+    def open(cls, defines: dict[str, int] | None = None) -> Kernel:
+        """Compile, load and attach.
+
+        Raises:
+            MonitorError: one sentence that says what is missing.
+        """
+        check_permitted()
+        page = os.sysconf("SC_PAGE_SIZE")
+        ring_pages = (defines or {}).get("RING_PAGES", RING_BYTES // page)
+        loaded = load({"RING_PAGES": ring_pages, **(defines or {})})
+        try:
+            cgroup = find_cgroup2()
+            ring = Ring(loaded.maps["events"], ring_pages * page)
+            conns = bpf_syscall.MapBatch(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
+            attached = attach(loaded, cgroup)
+        except BaseException:
+            loaded.close()
+            raise
+        return cls(loaded, attached, ring, cgroup, conns, _possible_cpus())
+
+    def connections(self) -> Iterator[memoryview]:
+        """Yield every entry of conn_by_sk, a struct conn_event each."""
+        return self._conns.read()
+
+    def forget_connection(self, sk: int) -> bool:
+        """Delete an entry of conn_by_sk; False if the kernel had done so."""
+        return bpf_syscall.delete_element(self.loaded.maps["conn_by_sk"], struct.pack("=Q", sk))
+
+    def counters(self) -> dict[str, int]:
+        """What the kernel side counted since it was loaded, by the names of enum counter."""
+        totals = {}
+        for index, name in enumerate(COUNTERS):
+            raw = bpf_syscall.lookup_element(
+                self.loaded.maps["counters"], struct.pack("=I", index), 8 * self._cpus
+            )
+            totals[name] = sum(struct.unpack(f"={self._cpus}Q", raw)) if raw else 0
+        return totals
+
+    def close(self) -> None:
+        """Detach and unload."""
+        self.attached.close()
+        self.ring.close()
+        self.loaded.close()
+
+
+def _possible_cpus() -> int:
+    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
+        text = file.read().strip()
+    return int(text.replace(",", "-").split("-")[-1]) + 1
