@@ -121,7 +121,7 @@ class Program:
         resolves_literals: calls getaddrinfo() for an address too.
         resolves_in: ``thread`` the connecting thread asks, ``process`` another one does.
         tls_source: the library's name in ``tls.source``.
-        sends_alpn: offers these protocols.
+        alpn: the protocols that it offers, None for no such extension.
     """
 
     name: ClassVar[str]
@@ -130,7 +130,7 @@ class Program:
     resolves_literals: ClassVar[bool]
     resolves_in: ClassVar[str]
     tls_source: ClassVar[str] = "openssl"
-    sends_alpn: ClassVar[bool] = False
+    alpn: ClassVar[tuple[str, ...] | None] = None
     method: ClassVar[str] = "GET"
 
     def __init__(self, lab: Lab) -> None:
@@ -160,7 +160,7 @@ class Curl(Program):
     executable = "curl"
     resolves_literals = False
     resolves_in = "process"  # its threaded resolver
-    sends_alpn = True
+    alpn = ("h2", "http/1.1")
 
     def argv(self, host: str, port: int, tls: str | None = None) -> list[str]:
         return self.to_urls(url(host, port, tls), tls=tls)
@@ -213,7 +213,6 @@ class Urllib(_Python):
     script = "urllib_get.py"
     resolves_literals = True
     resolves_in = "thread"
-    sends_alpn = True  # http.client offers http/1.1
 
 
 class Asyncio(_Python):
@@ -229,7 +228,6 @@ class NodeHttps(Program):
     script: ClassVar[str] = "https_get.mjs"
     resolves_literals = False
     resolves_in = "process"  # libuv's thread pool
-    sends_alpn = True
 
     def argv(self, host: str, port: int, tls: str | None = None) -> list[str]:
         versions = [f"--tls-min-v{tls}", f"--tls-max-v{tls}"] if tls else []
@@ -240,6 +238,7 @@ class NodeHttps(Program):
 class NodeFetch(NodeHttps):
     name = "node-fetch"
     script = "fetch_get.mjs"
+    alpn = ("http/1.1",)
 
 
 class OpensslClient(Program):

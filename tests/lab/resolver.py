@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import dns.flags
@@ -61,24 +61,38 @@ class Resolver:
     def __init__(self, space: Namespace, address: str, zone: Mapping[str, Name]) -> None:
         self.zone = dict(zone)
         self.queries: list[Query] = []
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._space = space
+        self._address = address
+        self._start()
+
+    def _start(self) -> None:
+        family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
 
         def open_sockets() -> tuple[socket.socket, socket.socket]:
             udp = socket.socket(family, socket.SOCK_DGRAM)
-            udp.bind((address, 53))
+            udp.bind((self._address, 53))
             tcp = socket.socket(family, socket.SOCK_STREAM)
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tcp.bind((address, 53))
+            tcp.bind((self._address, 53))
             tcp.listen(64)
             return udp, tcp
 
-        self._udp, self._tcp = space.call(open_sockets)
+        self._udp, self._tcp = self._space.call(open_sockets)
         self._threads = [
             threading.Thread(target=self._serve_udp, daemon=True),
             threading.Thread(target=self._serve_tcp, daemon=True),
         ]
         for thread in self._threads:
             thread.start()
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Nobody listens on port 53 for the length of a ``with`` block."""
+        self.close()
+        try:
+            yield
+        finally:
+            self._start()
 
     def close(self) -> None:
         for sock in (self._udp, self._tcp):
