@@ -45,7 +45,8 @@ _TICKET_FRAMING = range(17, 61)
 _SETTINGS = frozenset(9 + 6 * n + more for n in range(9) for more in (0, 9, 13, 22))
 # The client's preface is 24 bytes before its SETTINGS; with more than 6 settings it would be
 # taken for a request, which comes to the same when the request follows at once.
-_PREFACE = frozenset(24 + 9 + 6 * n + more for n in range(7) for more in (0, 13))
+_PREFACE_ONLY = 24
+_PREFACE = frozenset(24 + 9 + 6 * n + more for n in range(7) for more in (0, 13)) | {24}
 # Acknowledgement 9, WINDOW_UPDATE or RST_STREAM 13, PING or GOAWAY 17, and pairs of them.
 _CONTROL = frozenset((9, 13, 17, 18, 22, 26, 30, 34))
 _SETTINGS_ACK = 9
@@ -224,12 +225,17 @@ def _skip_preludes(
 ) -> None:
     heard = next((i for i, r in enumerate(data) if r[3] and i not in skip), None)
     settings = heard is not None and _holds(_SETTINGS, data[heard][1], after)
-    preface = first < len(data) and data[first][1] - after.tx_overhead in _PREFACE
+    tx_over = after.tx_overhead
+    preface = first < len(data) and data[first][1] - tx_over in _PREFACE
+    last = first  # of the records that are preface and SETTINGS; hyper (Rust) sends two
+    if preface and data[first][1] - tx_over == _PREFACE_ONLY:
+        for record in data[first + 1 : first + 2]:
+            last += not record[3] and record[1] - tx_over in _SETTINGS
     # The request is its own record if one follows before anything that could be the answer.
     followed = False
-    for index in range(first + 1, len(data)):
+    for index in range(last + 1, len(data)):
         if not data[index][3]:
-            followed = data[index][1] - after.tx_overhead not in _CONTROL
+            followed = data[index][1] - tx_over not in _CONTROL
             if followed:
                 break
         elif index not in skip and not (
@@ -241,4 +247,4 @@ def _skip_preludes(
         if settings and heard is not None:
             skip.add(heard)
         if preface and followed:
-            skip.add(first)
+            skip.update((first, last))

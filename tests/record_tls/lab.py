@@ -246,6 +246,12 @@ class Lab:
         self.spawn("nginx", "-p", str(self.folder), "-c", str(config))
         self.wait_listen(self.port)
 
+    def node_server(self, wait_ms: int) -> None:
+        self.port = self.free_port()
+        script = (NODE_H2, self.cert, self.key, str(self.port), str(wait_ms))
+        self.spawn("node", f"--tls-keylog={self.keys}", "-e", *script)
+        self.wait_listen(self.port)
+
     def java_server(self, wait_ms: int) -> None:
         self.port = self.free_port()
         source = self.folder / "S.java"

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from tests.record_tls.lab import NODE_H2, NODE_H2_CLIENT, Lab
+from tests.record_tls.lab import NODE_H2_CLIENT, Lab
 
+UV = ("uv", "pip", "install", "--dry-run", "--no-cache", "--no-config", "--system")
 SCENARIOS: dict[str, Callable[[Lab], None]] = {}
 
 
@@ -341,9 +342,7 @@ def tls13_given_up(lab: Lab) -> None:
 @scenario
 def h2_curl_node(lab: Lab) -> None:
     """curl over HTTP/2 to Node.js, which answers after 100 ms."""
-    lab.port = lab.free_port()
-    lab.spawn("node", "-e", NODE_H2, lab.cert, lab.key, str(lab.port), "100")
-    lab.wait_listen(lab.port)
+    lab.node_server(100)
     lab.truth = {"version": "TLSv1.3", "h2": True, "request": 1, "response_ms": 100, "tickets": 2}
     lab.curl("--http2")
 
@@ -351,9 +350,7 @@ def h2_curl_node(lab: Lab) -> None:
 @scenario
 def h2_curl_node_far(lab: Lab) -> None:
     """The same over a round trip of 40 ms."""
-    lab.port = lab.free_port()
-    lab.spawn("node", "-e", NODE_H2, lab.cert, lab.key, str(lab.port), "100")
-    lab.wait_listen(lab.port)
+    lab.node_server(100)
     lab.far_away(0.04)
     lab.truth = {"version": "TLSv1.3", "h2": True, "request": 1, "response_ms": 140, "tickets": 2}
     lab.curl("--http2")
@@ -362,9 +359,7 @@ def h2_curl_node_far(lab: Lab) -> None:
 @scenario
 def h2_curl_node_12(lab: Lab) -> None:
     """curl over HTTP/2 and TLS 1.2 to Node.js, which answers after 100 ms."""
-    lab.port = lab.free_port()
-    lab.spawn("node", "-e", NODE_H2, lab.cert, lab.key, str(lab.port), "100")
-    lab.wait_listen(lab.port)
+    lab.node_server(100)
     lab.truth = {"version": "TLSv1.2", "h2": True, "request": 1, "response_ms": 100}
     lab.curl("--http2", "--tls-max", "1.2")
 
@@ -372,11 +367,7 @@ def h2_curl_node_12(lab: Lab) -> None:
 @scenario
 def h2_node_node(lab: Lab) -> None:
     """Node.js over HTTP/2 to Node.js, which answers after 100 ms."""
-    lab.port = lab.free_port()
-    lab.spawn(
-        "node", f"--tls-keylog={lab.keys}", "-e", NODE_H2, lab.cert, lab.key, str(lab.port), "100"
-    )
-    lab.wait_listen(lab.port)
+    lab.node_server(100)
     lab.truth = {"version": "TLSv1.3", "h2": True, "response_ms": 100, "tickets": 2}
     lab.run("node", f"--tls-keylog={lab.keys}", "-e", NODE_H2_CLIENT, lab.ca, str(lab.port))
 
@@ -433,11 +424,7 @@ def java_client_cert(lab: Lab) -> None:
 @scenario
 def java_client_h2(lab: Lab) -> None:
     """Java's HttpClient over HTTP/2 to Node.js, which answers after 100 ms."""
-    lab.port = lab.free_port()
-    lab.spawn(
-        "node", f"--tls-keylog={lab.keys}", "-e", NODE_H2, lab.cert, lab.key, str(lab.port), "100"
-    )
-    lab.wait_listen(lab.port)
+    lab.node_server(100)
     lab.truth = {"version": "TLSv1.3", "h2": True, "response_ms": 100, "tickets": 2}
     lab.java_client("trust", "h2")
 
@@ -584,3 +571,27 @@ def closed_after_server_flight(lab: Lab) -> None:
         raw.sendall(outbound.read())
         time.sleep(0.1)
         raw.recv(65536)
+
+
+@scenario
+def rustls_client(lab: Lab) -> None:
+    """uv (rustls) asks for a package index over HTTP/1.1, the answer after 100 ms."""
+    lab.serve(0.1)
+    lab.truth = {"version": "TLSv1.3", "response_ms": 100, "tickets": 2}
+    lab.run(*UV, "--default-index", lab.url, "nothing", SSL_CERT_FILE=lab.ca)
+
+
+@scenario
+def rustls_client_h2(lab: Lab) -> None:
+    """uv (rustls) over HTTP/2 to Node.js, which answers after 100 ms."""
+    lab.node_server(100)
+    lab.truth = {"version": "TLSv1.3", "h2": True, "request": 2, "response_ms": 100, "tickets": 2}
+    lab.run(*UV, "--default-index", lab.url, "nothing", SSL_CERT_FILE=lab.ca)
+
+
+@scenario
+def rustls_rejects(lab: Lab) -> None:
+    """uv (rustls) does not trust the certificate."""
+    lab.serve()
+    lab.truth = {"version": "TLSv1.3", "result": "rejected"}
+    lab.run(*UV, "--default-index", lab.url, "nothing")

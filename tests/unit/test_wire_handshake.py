@@ -417,7 +417,14 @@ def test_grpc_waits_for_settings_before_its_request():
     assert (wire.request_us, wire.response_us) == (61_400, 99_000)
 
 
-def test_idle_http2_connection_has_no_request():
+def test_preface_and_settings_in_records_of_their_own():
+    log = [*START, tx(41.1, 41), tx(41.2, 63), rx(61, 50), tx(61.3, 26), tx(81, 200), rx(99, 90)]
+    wire = judge(log, client=H2)
+    assert wire.h2_guess
+    assert (wire.request_us, wire.response_us) == (81_000, 99_000)
+
+
+def test_idle_http2_connection_has_no_answer():
     log = [*START, tx(41.1, 86), rx(61, 250), rx(61, 250), rx(61.1, 50), tx(61.3, 26)]
     wire = judge(log, client=H2)
     assert wire.response_us is None

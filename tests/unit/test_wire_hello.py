@@ -76,6 +76,13 @@ def test_resuming_client_hello_with_early_data():
     assert seen.psk_identity_len == 240
 
 
+def test_post_quantum_key_share_makes_a_long_hello():
+    data = captured("rustls_client_h2", "client_hello")
+    seen = parse_client_hello(data)
+    assert len(data) > 1460 and seen is not None
+    assert (seen.sni, seen.alpn, seen.truncated) == ("localhost", ("h2", "http/1.1"), False)
+
+
 def test_ticket_of_a_tls12_client():
     seen = parse_client_hello(captured("tls12_resumed_ticket", "client_hello"))
     assert seen is not None and seen.session_ticket
