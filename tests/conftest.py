@@ -15,7 +15,8 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
@@ -24,6 +25,9 @@ from hypothesis import settings
 # root would leave a folder that the next one without root cannot write.
 settings.register_profile("conmond", database=None, deadline=None)
 settings.load_profile("conmond")
+
+# A test that waits for what never comes fails by name, instead of holding up all that follow.
+TEST_SECONDS = 180
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 BPF_MAP_CREATE = 0
@@ -98,3 +102,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             missing = machine_lacks() or setup_lacks() or missing
         if missing:
             pytest.fail(f"asked for with --require {name}: {missing}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    def give_up(*_: object) -> None:
+        pytest.fail(f"still running after {TEST_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(TEST_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
