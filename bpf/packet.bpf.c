@@ -328,12 +328,12 @@ static __always_inline void continue_hello(struct __sk_buff *skb, struct tcp_par
 		c->hello_tx_left = left - n;
 }
 
-static __always_inline void count_turn(struct conn_event *c, u64 now)
+/* logged: this packet went to the TLS record log, which user space judges */
+static __always_inline void count_turn(struct conn_event *c, bool logged, u64 now)
 {
 	u64 took = now - c->turn_start_ns;
 
-	/* in TLS, what the log holds is judged in user space */
-	if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX)
+	if (logged)
 		return;
 	c->turn_count++;
 	c->turn_sum_ns += took;
@@ -346,6 +346,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	u64 sk = (u64)skb->sk;
 	struct tcp_part part = {};
 	struct conn_event *c;
+	bool logged;
 	u64 now;
 	u32 next;
 
@@ -386,10 +387,11 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 			copy_head(skb, &part, c->rx_head, &c->rx_head_len);
 		if (c->hello_rx_left)
 			continue_hello(skb, &part, c, 1, now);
-		if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX)
+		logged = c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX;
+		if (logged)
 			walk_records(skb, &part, c, 1, now);
 		if (c->last_dir == DIR_TX)
-			count_turn(c, now);
+			count_turn(c, logged, now);
 		c->last_dir = DIR_RX;
 		return 1;
 	}

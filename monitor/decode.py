@@ -323,8 +323,7 @@ def _lookup(data: memoryview) -> LookupEvent:
     )
     at = _AFTER_TASK + _LOOKUP.size
     answers = tuple(
-        Answer._make(fields)
-        for fields in _ANSWER.iter_unpack(data[at : at + count * _ANSWER.size])
+        Answer._make(fields) for fields in _ANSWER.iter_unpack(data[at : at + count * _ANSWER.size])
     )
     return LookupEvent(
         _task(data), start, end, ret, family, hints, total, flags, _text(name), _text(service),

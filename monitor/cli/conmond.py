@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import monitor
 from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from monitor.cli.say import say
 from monitor.errors import MonitorError
 from monitor.options import Options
 
@@ -86,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="stop by itself after so long, exit code 0",
     )
+    later = parser.add_argument_group(
+        "for the query socket and the history",
+        "Accepted so that a command line written for them works; this version has neither, and "
+        "says so.",
+    )
+    later.add_argument("--socket", metavar="PATH", help="where the query socket will be")
+    later.add_argument("--state-dir", metavar="DIR", help="where the history will be")
+    later.add_argument("--no-history", action="store_true", help="keep no history")
     parser.add_argument("--version", action="version", version=f"conmond {monitor.__version__}")
     return parser
 
@@ -98,6 +107,13 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Options, Form]:
         parser.error("--live prints records and --quiet prints none")
     if given.live and form == "lws":
         parser.error("--live needs the key state, which the lws form has not")
+    unserved = [
+        flag
+        for flag, value in (("--socket", given.socket), ("--state-dir", given.state_dir))
+        if value is not None
+    ]
+    if unserved:
+        say(f"{' and '.join(unserved)}: no effect yet, this version answers no queries")
     return Options(live=given.live or form == "table", duration_s=given.duration_s), form
 
 
@@ -117,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _fill_standard_descriptors()
     options, form = _parse(arguments)
     # Only now, so that --help and a wrong flag answer at once.
-    from monitor.cli.output import open_sink, say
+    from monitor.cli.output import open_sink
 
     try:
         from monitor import daemon

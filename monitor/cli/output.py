@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
@@ -11,22 +10,14 @@ from typing import Literal
 import orjson
 
 from conmon.record import Record
-from monitor.cli.escape import printable
+from monitor.cli.say import say
 from monitor.cli.table import Table
 from monitor.cli.writer import LineWriter
 from monitor.options import RecordSink
 
 __all__ = ["Form", "LineSink", "QuietSink", "json_line", "lws_line", "open_sink", "say"]
 
-SENTENCE_LIMIT = 4096  # as PATH_MAX, and a path is the longest thing in one
-
 Form = Literal["json", "lws", "table", "quiet"]
-
-
-def say(sentence: str) -> None:
-    """Print one sentence on stderr, which may be gone."""
-    with suppress(OSError, ValueError, AttributeError):
-        print(f"conmond: {printable(sentence, SENTENCE_LIMIT)}", file=sys.stderr, flush=True)
 
 
 def json_line(record: Record) -> bytes:

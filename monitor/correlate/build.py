@@ -186,7 +186,9 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
     if wire.result == "ok":
         return "rejected", _EPROTO
     if wire.result == "alert":
-        return "alert", _EPROTO
+        # OpenSSL answers a FIN in mid-handshake with an alert: the peer's leaving came first.
+        left = conn.flags & ConnFlag.RX_FIN and not conn.flags & ConnFlag.LOCAL_CLOSE
+        return ("closed" if left and wire.alert_from == "client" else "alert"), _EPROTO
     if wire.result == "rejected":
         return "rejected", _EPROTO
     if not ended:
@@ -200,8 +202,8 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
         return None, None
     if conn.flags & ConnFlag.RX_FIN and not conn.flags & ConnFlag.LOCAL_CLOSE:
         return "closed", _EPROTO
-    # This side gave up: after the server's certificate it is a rejection without an alert.
-    return ("rejected" if wire.waiting_for == "client" else "failed"), _EPROTO
+    # This side gave up: on the server's certificate, without an alert, or on waiting for it.
+    return ("rejected", _EPROTO) if wire.waiting_for == "client" else ("timeout", "ETIMEDOUT")
 
 
 def record_of(
@@ -285,7 +287,8 @@ def record_of(
         state = "failed"
     elif conn.phase == Phase.CLOSED:
         state = "failed" if error else "closed"
-        if not error and conn.sk_err:
+        # once either side has said goodbye, a reset is only how the other one hangs up
+        if not error and conn.sk_err and not flags & (ConnFlag.LOCAL_CLOSE | ConnFlag.RX_FIN):
             error = errno_name(conn.sk_err)
             # broken off before any answer came: the connection served nothing
             if not conn.first_rx_ns or (tls is not None and request_us is None):

@@ -65,6 +65,8 @@ class Lost:
     """When the loss was noticed; it happened before."""
 
 
+AI_CANONNAME: Final = 0x2  # glibc and musl
+
 _Key = tuple[int, int]
 # process, process start, lookup, port: attempts that may belong together
 _Group = tuple[int, int, int, int]
@@ -208,6 +210,8 @@ class Correlator:
             return
         if event.hint_flags & AI_NUMERICHOST:
             return  # only asked whether the text is an address
+        if event.hint_flags & AI_CANONNAME and not event.service:
+            return  # asked what a host is called, often this one: nothing was to be connected to
         lookup = self._lookups.add(event)
         earlier = self._drop_failed_lookups(lookup)
         if earlier is not None:
@@ -299,9 +303,7 @@ class Correlator:
         *earlier, last = sorted(held.conns, key=lambda conn: conn.end_ns)
         return self._record(last, held.join, tuple(earlier))
 
-    def _record(
-        self, conn: ConnEvent, join: Join | None, earlier: tuple[ConnEvent, ...]
-    ) -> Record:
+    def _record(self, conn: ConnEvent, join: Join | None, earlier: tuple[ConnEvent, ...]) -> Record:
         hellos = None
         if conn.flags & ConnFlag.TLS:
             key = (conn.sk, conn.connect_ns)
@@ -371,11 +373,15 @@ class Correlator:
 
     def _expire(self, now_ns: int) -> list[Record]:
         records = []
-        trying = {
-            _group(opened.conn, opened.join)
-            for opened in self._open.values()
-            if opened.join is not None and not opened.conn.established_ns
-        } if self._held else set()
+        trying = (
+            {
+                _group(opened.conn, opened.join)
+                for opened in self._open.values()
+                if opened.join is not None and not opened.conn.established_ns
+            }
+            if self._held
+            else set()
+        )
         for group in list(self._held):
             held = self._held[group]
             if held.deadline_ns > now_ns:

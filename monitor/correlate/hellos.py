@@ -1,4 +1,4 @@
-"""ClientHello and ServerHello, put together from their packets and kept until the record is made."""
+"""ClientHello and ServerHello, put together from their packets, kept until the record is made."""
 
 from __future__ import annotations
 

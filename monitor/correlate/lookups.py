@@ -131,7 +131,7 @@ class LookupTable:
         fits = [
             lookup
             for lookup in reversed(process.lookups)
-            if key in lookup.keys and lookup.end_ns <= conn.connect_ns
+            if key in lookup.keys and lookup.end_ns <= conn.connect_ns and not lookup.is_literal
         ]
         if not fits:
             return None

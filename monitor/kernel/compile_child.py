@@ -76,7 +76,7 @@ def compile_and_load(folder: Path, defines: list[str]) -> tuple[dict[str, Any], 
     imported = time.monotonic()
     try:
         module = BPF(text=_source(folder), cflags=[*flags, f"-I{folder}", *defines])
-    except Exception as exc:  # noqa: BLE001 - BCC raises plain Exception
+    except Exception as exc:  # BCC raises no other
         raise LoadError(f"cannot compile bpf/: {exc}") from exc
     compiled = time.monotonic()
     loaded: list[str] = []

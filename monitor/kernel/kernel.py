@@ -33,9 +33,7 @@ def check_permitted() -> None:
         LoadError: no rights, no BPF, or no BTF.
     """
     effective = _effective_capabilities()
-    missing = [
-        name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1
-    ]
+    missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
     if effective >> _CAP_SYS_ADMIN & 1 and effective >> _CAPABILITIES["CAP_NET_ADMIN"] & 1:
         missing = []  # before 5.8 CAP_SYS_ADMIN was all three
     if missing:

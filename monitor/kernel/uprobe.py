@@ -19,7 +19,7 @@ from typing import Final
 from monitor.errors import SourceError
 from monitor.kernel.perf import IOC_ENABLE, IOC_SET_BPF, PerfAttr, perf_event_open
 
-__all__ = ["UprobeError", "attach", "release"]
+__all__ = ["UprobeError", "attach", "check_available", "release"]
 
 _PMU: Final = Path("/sys/bus/event_source/devices/uprobe")
 
@@ -81,6 +81,11 @@ def release(fds: Sequence[int]) -> None:
 def _close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def check_available() -> None:
+    """Raise UprobeError if this kernel has no uprobes at all."""
+    _pmu()
 
 
 # (type of the PMU, the bit of config that makes it a return probe)

@@ -1,0 +1,309 @@
+"""The daemon's loop: reads the kernel side, feeds the correlator, hands records out.
+
+One thread and one epoll. The ring is read on a timer, since waking for every event would cost
+more than the event; the kernel side wakes the loop itself when a burst fills the ring.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from conmon.record import Record
+from monitor.cli.say import say
+from monitor.correlate import Clock, Correlator, Facts, Lost
+from monitor.correlate.text import address_key
+from monitor.decode import ConnEvent, ConnFlag, ExecEvent, Phase, decode, decode_conn
+from monitor.errors import DecodeError
+from monitor.kernel.identities import ProcIdentities
+from monitor.kernel.kernel import Kernel
+from monitor.kernel.libraries import Libraries
+from monitor.kernel.routes import connect_errno
+from monitor.options import Options, RecordSink
+
+__all__ = ["Daemon", "run"]
+
+_POLL_BUSY_S: Final = 0.05
+_POLL_IDLE_S: Final = 0.2
+_IDLE_AFTER: Final = 10  # readings that found nothing
+_SNAPSHOT_NS: Final = 1_000_000_000  # where something asks for one
+_FULL_SNAPSHOT_NS: Final = 10_000_000_000  # in any case
+_COUNTERS_NS: Final = 1_000_000_000
+_CLOCK_NS: Final = 10_000_000_000
+_SWEEP_NS: Final = 1_000_000_000
+# connect() noted but no SYN for so long: it failed, and its socket was kept.
+_CALLING_NS: Final = 1_000_000_000
+_LOST_COUNTERS: Final = (
+    "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "conn_full", "lookup_full",
+)  # fmt: skip
+
+
+def run(options: Options, out: RecordSink) -> int:
+    """Watch until a signal, the time limit, or until nobody can read any more.
+
+    Args:
+        options: the settings.
+        out: where records go.
+    Returns:
+        The exit code.
+    Raises:
+        MonitorError: it cannot start; one sentence.
+    """
+    with _signals() as stop:
+        kernel = Kernel.open()
+        try:
+            daemon = Daemon(options, out, kernel, stop)
+            try:
+                return daemon.loop()
+            finally:
+                daemon.close()
+        finally:
+            kernel.close()
+
+
+@dataclass(slots=True)
+class _Stop:
+    """Set by SIGTERM and SIGINT; ``fd`` becomes readable then."""
+
+    fd: int
+    signal: int | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    stop = _Stop(reader)
+
+    def note(number: int, _: object) -> None:
+        stop.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield stop
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+@dataclass(slots=True)
+class _Due:
+    """When the next of each periodic task is due, CLOCK_MONOTONIC."""
+
+    snapshot_ns: int = 0
+    full_snapshot_ns: int = 0
+    counters_ns: int = 0
+    clock_ns: int = 0
+    sweep_ns: int = 0
+
+
+@dataclass(slots=True)
+class Daemon:
+    """What runs between ready and the end."""
+
+    options: Options
+    out: RecordSink
+    kernel: Kernel
+    stop: _Stop
+    records: int = 0
+    lost: int = 0
+    undecodable: int = 0
+    _counted: dict[str, int] = field(default_factory=dict)
+    _due: _Due = field(default_factory=_Due)
+    _identities: ProcIdentities = field(init=False)
+    _clock: Clock = field(default_factory=Clock)
+    _core: Correlator = field(init=False)
+    _libraries: Libraries = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._identities = ProcIdentities(self.kernel.cgroup)
+        self._libraries = Libraries(self.kernel.loaded)
+        for sentence in (*self.kernel.attached.unseen(), *self._libraries.start()):
+            say(sentence)
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read(8)
+        self._set_clock()
+        self._core = Correlator(
+            facts=Facts(boot=boot, lookups_seen=self._libraries.lookups_seen),
+            identities=self._identities,
+            clock=self._clock,
+            live=self.options.live,
+        )
+
+    def loop(self) -> int:
+        """Run until told to stop; see :func:`run`."""
+        limit = self.options.duration_s
+        end_ns = time.monotonic_ns() + int(limit * 1e9) if limit is not None else None
+        poll = select.epoll()
+        poll.register(self.stop.fd, select.EPOLLIN)
+        poll.register(self.kernel.ring.fd, select.EPOLLIN)
+        watched_out = self._watch_out(poll, None)
+        watched_libraries: int | None = None
+        quiet = 0
+        say_ready()
+        try:
+            while self.stop.signal is None and not self.out.closed:
+                now_ns = time.monotonic_ns()
+                if end_ns is not None and now_ns >= end_ns:
+                    break
+                wait_s = _POLL_IDLE_S if quiet >= _IDLE_AFTER else _POLL_BUSY_S
+                if end_ns is not None:
+                    wait_s = min(wait_s, (end_ns - now_ns) / 1e9)
+                deadline = self._core.deadline()
+                if deadline is not None:
+                    wait_s = min(wait_s, max(0.001, (deadline - now_ns) / 1e9))
+                resume_ns = self._libraries.resume_ns
+                if resume_ns is not None:
+                    wait_s = min(wait_s, max(0.001, (resume_ns - now_ns) / 1e9))
+                watched_libraries = self._watch_libraries(poll, watched_libraries)
+                ready = poll.poll(wait_s)
+                if resume_ns is not None or any(fd == watched_libraries for fd, _ in ready):
+                    self._libraries.handle()
+                quiet = 0 if self._read_ring() else quiet + 1
+                self._periodic(time.monotonic_ns())
+                self.out.flush()
+                watched_out = self._watch_out(poll, watched_out)
+        finally:
+            poll.close()
+        self._drain()
+        if self.stop.signal == signal.SIGINT:
+            return 130
+        return 0
+
+    def close(self) -> None:
+        """Detach the library probes."""
+        self._libraries.close()
+
+    # -- parts of the loop --------------------------------------------------------------------
+
+    def _watch_out(
+        self, poll: select.epoll, watched: tuple[int, int] | None
+    ) -> tuple[int, int] | None:
+        fd = self.out.fileno()
+        if fd is None:
+            if watched is not None:
+                poll.unregister(watched[0])
+            return None
+        wanted = (fd, select.EPOLLERR | (select.EPOLLOUT if self.out.wants_write else 0))
+        if wanted == watched:
+            return watched
+        if watched is None:
+            poll.register(*wanted)
+        else:
+            poll.modify(*wanted)
+        return wanted
+
+    def _watch_libraries(self, poll: select.epoll, watched: int | None) -> int | None:
+        # In a storm of new programs the descriptor rests for a moment.
+        fd = None if self._libraries.resume_ns is not None else self._libraries.fileno()
+        if watched is not None and fd is None:
+            poll.unregister(watched)
+        elif watched is None and fd is not None:
+            poll.register(fd, select.EPOLLIN)
+        return fd
+
+    def _read_ring(self) -> bool:
+        found = False
+        core = self._core
+        for data in self.kernel.ring.read():
+            found = True
+            try:
+                event = decode(data)
+            except DecodeError:
+                self.undecodable += 1
+                continue
+            finally:
+                data.release()
+            if isinstance(event, ConnEvent):
+                if event.flags & ConnFlag.SYNC_FAIL:
+                    event = self._with_errno(event)
+            elif isinstance(event, ExecEvent):
+                self._identities.learn(event)
+                continue
+            self._hand_out(core.feed(event))
+        return found
+
+    def _hand_out(self, records: list[Record]) -> None:
+        for record in records:
+            self.records += 1
+            self.out.write(record)
+
+    def _with_errno(self, conn: ConnEvent) -> ConnEvent:
+        """The kernel saw that connect() failed; the routing table knows why."""
+        key = address_key(conn.family, conn.raddr)
+        family = 2 if len(key) == 4 else 10
+        errno = connect_errno(family, key, conn.netns, (conn.pid, conn.ppid))
+        return conn._replace(sk_err=errno) if errno else conn
+
+    def _periodic(self, now_ns: int) -> None:
+        due = self._due
+        deadline = self._core.deadline()
+        if (deadline is not None and deadline <= now_ns) or now_ns >= due.snapshot_ns:
+            wanted = deadline is not None or self._core.wants_snapshot()
+            if wanted or now_ns >= due.full_snapshot_ns:
+                self._snapshot(now_ns)
+                due.full_snapshot_ns = now_ns + _FULL_SNAPSHOT_NS
+            due.snapshot_ns = now_ns + _SNAPSHOT_NS
+        if now_ns >= due.counters_ns:
+            self._count_lost(now_ns)
+            due.counters_ns = now_ns + _COUNTERS_NS
+        if now_ns >= due.clock_ns:
+            self._set_clock()
+            due.clock_ns = now_ns + _CLOCK_NS
+        if now_ns >= due.sweep_ns:
+            self._libraries.sweep(now_ns)
+            due.sweep_ns = now_ns + _SWEEP_NS
+
+    def _snapshot(self, now_ns: int) -> None:
+        conns = []
+        stuck = []
+        for data in self.kernel.connections():
+            conn = decode_conn(data)
+            if conn.phase == Phase.CALLING and now_ns - conn.connect_ns > _CALLING_NS:
+                stuck.append(conn)
+            elif conn.phase:
+                conns.append(conn)
+        # events of connections that ended while the map was read
+        self._read_ring()
+        self._hand_out(self._core.snapshot(conns, now_ns=now_ns))
+        for conn in stuck:
+            if self.kernel.forget_connection(conn.sk):
+                failed = conn._replace(
+                    phase=Phase.FAILED, end_ns=now_ns, flags=conn.flags | ConnFlag.SYNC_FAIL
+                )
+                self._hand_out(self._core.feed(self._with_errno(failed)))
+
+    def _count_lost(self, now_ns: int) -> None:
+        counted = self.kernel.counters()
+        fresh = sum(counted[name] - self._counted.get(name, 0) for name in _LOST_COUNTERS)
+        self._counted = counted
+        if fresh:
+            self.lost += fresh
+            self._hand_out(self._core.feed(Lost(fresh, now_ns)))
+
+    def _set_clock(self) -> None:
+        self._clock.offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def _drain(self) -> None:
+        """What is in the ring and in the correlator still becomes records."""
+        self._read_ring()
+        self._snapshot(time.monotonic_ns())
+        self._hand_out(self._core.finish())
+        self._count_lost(time.monotonic_ns())
+        self.out.flush()
+        if self.lost:
+            say(f"{self.lost} events were lost: the ring or a map was full")
+
+
+def say_ready() -> None:
+    """Tell whoever started us that every probe is attached."""
+    os.write(2, b"ready\n")
