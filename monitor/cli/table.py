@@ -48,6 +48,7 @@ TITLES = {
     "slowest": "SLOWEST",
     "result": "RESULT",
 }
+NARROW_TITLES = {"response": "RESP"}
 
 ERRORS = {
     "ECONNREFUSED": "refused",
@@ -93,7 +94,7 @@ LAYOUTS = (
     ),
     Layout(120, (("time", 12), ("process", 20), ("target", 0), *_stages(9), ("result", 26))),
     Layout(100, (("time", 8), ("process", 18), ("target", 0), *_stages(8), ("result", 18))),
-    Layout(80, (("process", 15), ("target", 0), *_stages(8), ("result", 13))),
+    Layout(80, (("process", 13), ("target", 0), *_stages(7), ("result", 14))),
     Layout(50, (("process", 12), ("target", 0), ("slowest", 12), ("result", 12))),
     Layout(30, (("target", 0), ("result", 12))),
     Layout(0, (("target", 0),)),
@@ -217,14 +218,18 @@ def _address(address: str | None, port: int | None) -> str:
     return address if port is None else f"{address}:{port}"
 
 
+# The port matters more than the end of a long name, so the name is what gets cut.
 def _target(record: Record, limit: int, *, with_peer: bool) -> str:
-    # The port matters more than the middle of a long name, so the name is what gets cut.
-    if record.host is None:
-        return printable(_address(record.raddr, record.rport), limit)
+    name = record.host
+    if name is None:
+        if record.raddr is None:
+            return NOT_DONE
+        name = f"[{record.raddr}]" if ":" in record.raddr else record.raddr
+        with_peer = False
     port = "" if record.rport is None or with_peer else f":{record.rport}"
     if limit < len(port) + 4:
         port = ""
-    return printable(record.host, limit - len(port)) + port
+    return printable(name, limit - len(port)) + port
 
 
 def _peer(record: Record) -> str:
@@ -283,7 +288,9 @@ class Table:
     def _header(self, layout: Layout, columns: int) -> str:
         cells = []
         for name, cell_width in _fit(layout, columns):
-            title = TITLES[name][:cell_width]
+            title = TITLES[name]
+            if len(title) > cell_width:
+                title = NARROW_TITLES.get(name, title[:cell_width])
             mark = "" if self._colour or len(title) == cell_width else " "
             cells.append(
                 f"{title + mark:>{cell_width}}" if name in STAGES else f"{title:<{cell_width}}"

@@ -120,6 +120,11 @@ def test_columns_line_up_and_failures_say_why_at_every_width(columns):
     assert header.index("RESULT") == row.index("refused")
 
 
+def test_a_name_or_address_that_is_too_long_keeps_its_port():
+    for change in ({"host": "a" * 99}, {"host": None, "raddr": "2001:db8:1:2:3:4:5:6"}):
+        assert "…:443 " in rows(GOOD._replace(**change), 80)[1]
+
+
 def test_the_widest_form_has_the_peer_too():
     assert "192.0.2.7:443" in rows(GOOD, 150)[1]
     assert "192.0.2.7:443" not in rows(GOOD, 149)[1]
