@@ -17,8 +17,10 @@ import os
 import re
 import select
 import struct
+import time
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +30,10 @@ from monitor.kernel.perf import PerfAttr, perf_event_open
 __all__ = ["Event", "Exec", "Exit", "Fork", "Key", "Lost", "Mapping", "MappingWatch", "scan"]
 
 _TYPE_SOFTWARE, _COUNT_DUMMY = 1, 9
-# Bits of perf_event_attr: mmap, comm, task, watermark, mmap2, comm_exec.
-_FLAGS: Final = 1 << 8 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 23 | 1 << 24
+# Bits of perf_event_attr: mmap, comm, task, watermark, sample_id_all, mmap2, comm_exec and
+# use_clockid.
+_FLAGS: Final = 1 << 8 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 18 | 1 << 23 | 1 << 24 | 1 << 25
+_SAMPLE_TIME: Final = 1 << 2  # with sample_id_all: each record ends with the time
 _RECORD_LOST, _RECORD_COMM, _RECORD_EXIT, _RECORD_FORK, _RECORD_MMAP2 = 2, 3, 4, 7, 10
 _MISC_COMM_EXEC: Final = 1 << 13
 _PROT_EXEC: Final = 4
@@ -39,6 +43,7 @@ _MMAP2: Final = struct.Struct("=IIQQQIIQQII")  # pid tid addr len pgoff maj min 
 _TASK: Final = struct.Struct("=IIII")  # pid ppid tid ptid
 _COMM: Final = struct.Struct("=II")  # pid tid
 _LOST: Final = struct.Struct("=QQ")  # id lost
+_TIME: Final = struct.Struct("=Q")
 _MMAP2_PATH: Final = _HEADER.size + _MMAP2.size
 
 _DATA_HEAD: Final = 1024  # in the first page of a ring; the tail follows
@@ -137,20 +142,22 @@ def scan_process(pid: int, proc: str = "/proc") -> Iterator[Mapping]:
             yield Mapping(pid, int(start, 16), int(end, 16), key, path)
 
 
-def parse_records(data: bytes, skip: Container[Key] = ()) -> list[Event]:
-    """Decode side-band records, in order.
+def parse_records(data: bytes, skip: Container[Key] = ()) -> list[tuple[int, Event]]:
+    """Decode side-band records, in order, each with its time (CLOCK_MONOTONIC).
 
     Args:
         data: whole records, as they stand in a ring.
         skip: files whose mappings are of no interest.
     Source: perf_event_open(2) and include/uapi/linux/perf_event.h.
     """
-    events: list[Event] = []
+    events: list[tuple[int, Event]] = []
+    event: Event | None
     at, end = 0, len(data)
     while at + _HEADER.size <= end:
         kind, misc, size = _HEADER.unpack_from(data, at)
-        if size < _HEADER.size or at + size > end:
+        if size < _HEADER.size + _TIME.size or at + size > end:
             raise SourceError(f"a perf record claims {size} bytes of {end - at}")
+        event = None
         body = at + _HEADER.size
         if kind == _RECORD_MMAP2:
             pid, _, addr, length, _, major, minor, inode, generation, prot, _ = _MMAP2.unpack_from(
@@ -159,28 +166,37 @@ def parse_records(data: bytes, skip: Container[Key] = ()) -> list[Event]:
             key = (major << 20 | minor, inode, generation)
             if inode and prot & _PROT_EXEC and key not in skip:
                 path = data[at + _MMAP2_PATH : at + size].split(b"\0", 1)[0]
-                events.append(Mapping(pid, addr, addr + length, key, path))
+                event = Mapping(pid, addr, addr + length, key, path)
         elif kind == _RECORD_FORK:
             pid, parent, _, _ = _TASK.unpack_from(data, body)
             if pid != parent:  # else a thread
-                events.append(Fork(pid, parent))
+                event = Fork(pid, parent)
         elif kind == _RECORD_EXIT:
             pid, _, tid, _ = _TASK.unpack_from(data, body)
             if pid == tid:
-                events.append(Exit(pid))
+                event = Exit(pid)
         elif kind == _RECORD_COMM:
             if misc & _MISC_COMM_EXEC:
-                events.append(Exec(_COMM.unpack_from(data, body)[0]))
+                event = Exec(_COMM.unpack_from(data, body)[0])
         elif kind == _RECORD_LOST:
-            events.append(Lost(_LOST.unpack_from(data, body)[1]))
+            event = Lost(_LOST.unpack_from(data, body)[1])
         at += size
+        if event is not None:
+            events.append((_TIME.unpack_from(data, at - _TIME.size)[0], event))
     return events
 
 
 # The ring of one CPU.
 class _Ring:
     def __init__(self, cpu: int, size: int) -> None:
-        attr = PerfAttr(type=_TYPE_SOFTWARE, config=_COUNT_DUMMY, flags=_FLAGS, wakeup=1)
+        attr = PerfAttr(
+            type=_TYPE_SOFTWARE,
+            config=_COUNT_DUMMY,
+            sample_type=_SAMPLE_TIME,
+            flags=_FLAGS,
+            wakeup=1,
+            clockid=time.CLOCK_MONOTONIC,
+        )
         self.fd = perf_event_open(attr, pid=-1, cpu=cpu)
         try:
             self._map = mmap.mmap(self.fd, mmap.PAGESIZE + size)
@@ -213,8 +229,7 @@ class MappingWatch:
     """Yields mappings, forks, execs and exits of all processes as they happen.
 
     The owner has an event loop: it waits for `fileno` to become readable, then calls `drain`. While
-    `resume_ns` is not None it does not wait for `fileno` but calls `drain` at that time. Events of
-    one CPU come in order; a process that moved to another CPU may have its events out of order.
+    `resume_ns` is not None it does not wait for `fileno` but calls `drain` at that time.
 
     Args:
         skip: files whose mappings are not to be yielded; the owner may change it at any time.
@@ -264,7 +279,7 @@ class MappingWatch:
             self._epoll.register(ring.fd, select.EPOLLIN)
 
     def drain(self, now_ns: int) -> list[Event]:
-        """Everything that happened since the last call.
+        """Everything that happened since the last call, in order of time.
 
         Args:
             now_ns: CLOCK_MONOTONIC.
@@ -275,10 +290,14 @@ class MappingWatch:
                 for cpu in [cpu for cpu, ring in self._rings.items() if ring.fd == fd]:
                     self._drop(cpu)
         self._pace(now_ns)
-        events: list[Event] = []
+        stamped: list[tuple[int, Event]] = []
         for ring in self._rings.values():
             if data := ring.take():
-                events += parse_records(data, self._skip)
+                stamped += parse_records(data, self._skip)
+        # Each ring is in order, but a process moves between CPUs, and what it mapped must not
+        # come before the exec that went before.
+        stamped.sort(key=itemgetter(0))
+        events = [event for _, event in stamped]
         for event in events:
             if isinstance(event, Lost):
                 self.lost += event.count

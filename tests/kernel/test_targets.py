@@ -66,13 +66,21 @@ def run(counter: Counter):
     made.close()
 
 
-def start(*command: str) -> subprocess.Popen:
-    child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    return child
+@pytest.fixture
+def start():
+    children = []
+
+    def start(*command: str) -> subprocess.Popen:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        children.append(child)
+        assert child.stdout.readline() == "ready\n"
+        return child
+
+    yield start
+    for child in children:
+        end(child)
 
 
 def call(child: subprocess.Popen) -> None:
@@ -87,7 +95,7 @@ def end(child: subprocess.Popen) -> None:
 
 
 def test_a_library_of_any_name_is_probed_while_it_is_used(
-    run: Run, counter: Counter, tmp_path: Path
+    run: Run, counter: Counter, start, tmp_path: Path
 ) -> None:
     copy = tmp_path / "notalibc.bin"
     shutil.copy(LIBC, copy)
@@ -106,16 +114,15 @@ def test_a_library_of_any_name_is_probed_while_it_is_used(
     assert run.of(copy.stat().st_ino) == []
 
 
-def test_what_runs_before_the_start_is_probed_too(counter: Counter, tmp_path: Path) -> None:
+def test_what_runs_before_the_start_is_probed_too(counter: Counter, start, tmp_path: Path) -> None:
     copy = tmp_path / "early.so"
     shutil.copy(LIBC, copy)
-    child = start(sys.executable, "-c", CALLER, str(copy))
+    start(sys.executable, "-c", CALLER, str(copy))
     run = Run(counter.prog_fd)
     try:
         assert run.of(copy.stat().st_ino)[0].users == 1
     finally:
         run.close()
-        end(child)
 
 
 def test_start_is_quick(counter: Counter) -> None:
@@ -134,16 +141,16 @@ exec {python} -c "$1" "$2"
 """
 
 
-def start_in_namespace(mount: str, library: Path, *unshare: str) -> subprocess.Popen:
+def start_in_namespace(start, mount: str, library: Path, *unshare: str) -> subprocess.Popen:
     script = IN_NAMESPACE.format(mount=mount, python=sys.executable)
     return start("unshare", "-m", *unshare, "sh", "-c", script, "sh", CALLER, str(library))
 
 
 def test_a_file_that_only_another_mount_namespace_has(
-    run: Run, counter: Counter, tmp_path: Path
+    run: Run, counter: Counter, start, tmp_path: Path
 ) -> None:
     mount = f"mount -t tmpfs none {tmp_path}; cp {LIBC} {tmp_path}/hidden.so"
-    child = start_in_namespace(mount, tmp_path / "hidden.so", "-p", "-f", "-n")
+    child = start_in_namespace(start, mount, tmp_path / "hidden.so", "-p", "-f", "-n")
     assert not (tmp_path / "hidden.so").exists()
     run.turn()
     mine = [s for s in run.targets.status() if s.path.endswith("/hidden.so")]
@@ -151,11 +158,10 @@ def test_a_file_that_only_another_mount_namespace_has(
     before = counter.value
     call(child)
     assert counter.value == before + 1
-    end(child)
 
 
 def test_two_overlays_of_one_file_are_one_target(
-    run: Run, counter: Counter, tmp_path: Path
+    run: Run, counter: Counter, start, tmp_path: Path
 ) -> None:
     (tmp_path / "lower").mkdir()
     shutil.copy(LIBC, tmp_path / "lower" / "layered.so")
@@ -166,7 +172,7 @@ def test_two_overlays_of_one_file_are_one_target(
         base = tmp_path / name
         options = f"lowerdir={tmp_path}/lower,upperdir={base}/upper,workdir={base}/work"
         mount = f"mount -t overlay overlay -o {options} {base}/merged"
-        children.append(start_in_namespace(mount, base / "merged" / "layered.so"))
+        children.append(start_in_namespace(start, mount, base / "merged" / "layered.so"))
         run.turn()
     mine = [s for s in run.targets.status() if s.path.endswith("/layered.so")]
     assert [s.users for s in mine] == [2]
@@ -174,24 +180,21 @@ def test_two_overlays_of_one_file_are_one_target(
     for child in children:
         call(child)
     assert counter.value == before + 2, "each call is seen once"
-    for child in children:
-        end(child)
 
 
-def test_an_overlay_that_a_user_made_is_refused(run: Run, tmp_path: Path) -> None:
+def test_an_overlay_that_a_user_made_is_refused(run: Run, start, tmp_path: Path) -> None:
     (tmp_path / "lower").mkdir()
     shutil.copy(LIBC, tmp_path / "lower" / "users.so")
     for part in ("upper", "work", "merged"):
         (tmp_path / part).mkdir()
     options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
     mount = f"mount -t overlay overlay -o {options} {tmp_path}/merged"
-    child = start_in_namespace(mount, tmp_path / "merged" / "users.so", "-r")
+    start_in_namespace(start, mount, tmp_path / "merged" / "users.so", "-r")
     run.turn()
     mine = [s for s in run.targets.status() if s.path.endswith("/users.so")]
     assert [(s.attached, s.error) for s in mine] == [
         ((), "it lies on an overlay that a user made, over who knows what")
     ]
-    end(child)
 
 
 def test_without_map_files_the_path_in_the_process_root_serves(tmp_path: Path, monkeypatch) -> None:

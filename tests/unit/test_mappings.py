@@ -12,13 +12,22 @@ from hypothesis import strategies as st
 
 from monitor.errors import SourceError
 from monitor.kernel import mappings
-from monitor.kernel.mappings import Exec, Exit, Fork, Lost, Mapping, MappingWatch, parse_records
+from monitor.kernel.mappings import (
+    Event,
+    Exec,
+    Exit,
+    Fork,
+    Lost,
+    Mapping,
+    MappingWatch,
+    parse_records,
+)
 
 SDA1 = 8 << 20 | 1
 
 
-def record(kind: int, body: bytes, misc: int = 0) -> bytes:
-    body += bytes(-len(body) % 8)
+def record(kind: int, body: bytes, misc: int = 0, at_ns: int = 5) -> bytes:
+    body += bytes(-len(body) % 8) + struct.pack("=Q", at_ns)
     return struct.pack("=IHH", kind, misc, 8 + len(body)) + body
 
 
@@ -29,8 +38,12 @@ def mmap2(path: bytes, *, inode: int = 77, prot: int = 5, pid: int = 41) -> byte
     return record(10, head + path + b"\0")
 
 
-def task(kind: int, *ids: int) -> bytes:
-    return record(kind, struct.pack("=IIIIQ", *ids, 0))
+def task(kind: int, *ids: int, at_ns: int = 5) -> bytes:
+    return record(kind, struct.pack("=IIIIQ", *ids, 0), at_ns=at_ns)
+
+
+def parse(data: bytes, skip=()) -> list[Event]:
+    return [event for _, event in parse_records(data, skip)]
 
 
 def test_every_record_kind_is_told_apart() -> None:
@@ -46,16 +59,16 @@ def test_every_record_kind_is_told_apart() -> None:
         record(99, bytes(16)),
     ])  # fmt: skip
     libc = Mapping(41, 0x7F0000001000, 0x7F0000003000, (SDA1, 77, 9), b"/usr/lib/libc.so.6")
-    assert parse_records(data) == [libc, Fork(50, 41), Exec(50), Exit(50), Lost(23)]
+    assert parse(data) == [libc, Fork(50, 41), Exec(50), Exit(50), Lost(23)]
 
 
 def test_uninteresting_mappings_are_left_out() -> None:
     anonymous, data_only, known = mmap2(b"//anon", inode=0), mmap2(b"/x", prot=1), mmap2(b"/k")
-    assert parse_records(anonymous + data_only + known, {(SDA1, 77, 9)}) == []
+    assert parse(anonymous + data_only + known, {(SDA1, 77, 9)}) == []
     assert len(parse_records(known, {(SDA1, 77, 8), (SDA1, 78, 9)})) == 1
 
 
-@pytest.mark.parametrize("size", [0, 7, 4096])
+@pytest.mark.parametrize("size", [0, 7, 8, 15, 4096])
 def test_a_record_of_an_impossible_size_ends_the_reading(size: int) -> None:
     with pytest.raises(SourceError, match=f"claims {size} bytes"):
         parse_records(struct.pack("=IHH", 10, 0, size) + bytes(64))
@@ -131,6 +144,14 @@ def test_losses_are_counted_and_told(watch: MappingWatch) -> None:
     watch._rings[0].pending = record(2, struct.pack("=QQ", 1, 4))
     watch.drain(2)
     assert watch.lost == 27
+
+
+def test_events_of_several_cpus_come_in_order_of_time(watch: MappingWatch) -> None:
+    watch._rings[0].pending = task(4, 50, 1, 50, 1, at_ns=30)
+    watch._rings[1].pending = task(7, 50, 1, 50, 1, at_ns=10) + record(
+        3, struct.pack("=II", 50, 50), misc=1 << 13, at_ns=20
+    )
+    assert watch.drain(1) == [Fork(50, 1), Exec(50), Exit(50)]
 
 
 def test_cpus_come_and_go(watch: MappingWatch, monkeypatch) -> None:
