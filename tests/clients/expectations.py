@@ -82,7 +82,6 @@ class Case:
     address: str  # the server's
     port: int
     tls: str | None
-    dns_us: float  # how long the resolver waited
     seen: Seen
     witness: Witness
 
@@ -95,7 +94,7 @@ def expected(case: Case) -> dict[str, Any]:
     """Every key of the record with what it must equal."""
     ipv6 = ":" in case.address
     sockconn: Any = Between(world.RTT_US, world.RTT_US + world.LINK_LATE_US)
-    tls_us: Any = Null("plain HTTP") if case.tls is None else Within(_tls_us(case.witness))
+    tls_us: Any = Null("plain HTTP") if case.tls is None else _tls_us(case.witness)
     response: Any = Within(_response_us(case.witness))
     if isinstance(case.program, Curl):
         timers = case.program.timers(case.seen.done)
@@ -150,7 +149,8 @@ def expected(case: Case) -> dict[str, Any]:
             }
         ),
         "tcp": {
-            "rtt_us": Between(world.RTT_US * 0.9, world.RTT_US + 2 * world.LINK_LATE_US),
+            # Smoothed, and the server's delayed acknowledgements count as way.
+            "rtt_us": Between(world.RTT_US * 0.9, world.RTT_US * 2),
             "rttvar_us": Between(0, world.RTT_US),
             "retransmits": 0,
             "bytes_sent": case.witness.bytes_received,
@@ -187,7 +187,7 @@ def _lookup(case: Case) -> dict[str, Any]:
         "host": case.host,
         "host_source": "lookup",
         "dns": [case.address],
-        "dns_us": Within(case.dns_us),
+        "dns_us": Within(case.lab.resolver.waited_us(case.host)),
         "dns_disp": 1,
         "dns_source": "getaddrinfo",
         "dns_age_us": Between(0, 50_000),  # a slow interpreter's way from answer to connect
@@ -218,11 +218,16 @@ def _tls(case: Case) -> dict[str, Any]:
     }
 
 
-def _tls_us(seen: Witness) -> float:
+def _tls_us(seen: Witness) -> Between:
     assert seen.hello_ns is not None
     assert seen.hello_reply_ns is not None
-    round_trips = 2 if seen.tls_version == "TLSv1.2" else 1
-    return (seen.hello_reply_ns - seen.hello_ns) / 1e3 + round_trips * world.RTT_US
+    assert seen.tls_done_ns is not None
+    full = seen.tls_version == "TLSv1.2"
+    # From below, the server's wait and the way. From above, the arrival of the client's Finished,
+    # which includes the client's own work and, where Nagle holds it back, one more round trip.
+    low = (seen.hello_reply_ns - seen.hello_ns) / 1e3 + world.RTT_US * (2 if full else 1)
+    high = (seen.tls_done_ns - seen.hello_ns) / 1e3 + world.RTT_US * (1 if full else 0)
+    return Between(low * (1 - RELATIVE), max(low, high) * (1 + RELATIVE))
 
 
 def _response_us(seen: Witness) -> float:

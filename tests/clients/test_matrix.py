@@ -52,7 +52,6 @@ def test_every_field_is_right(lab, watch, sites, program, tls, address, named):
         address=address,
         port=site.port,
         tls=tls,
-        dns_us=DNS_S * 1e6,
         seen=seen,
         witness=site.witness(address, seen.record["lport"]),
     )

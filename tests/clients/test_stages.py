@@ -34,7 +34,8 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as sock:
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_tickets_are_not_the_answer(lab, watch, program, tickets):
     context = lab.tls("1.3", tickets=tickets)
-    site = lab.serve(Behaviour(tls=context, response_delay_s=ANSWER_S), world.FAR4)
+    behaviour = Behaviour(tls=context, hello_delay_s=0.150, response_delay_s=ANSWER_S)
+    site = lab.serve(behaviour, world.FAR4)
     client = program(lab)
     seen = watch.program(client, world.FAR4, site.port, "1.3")
     record = seen.record

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import daemon as lab_daemon
-from tests.lab.daemon import Daemon, DaemonError, children_of, command, is_alive
+from tests.lab.daemon import CONMOND, ROOT, Daemon, DaemonError, children_of, is_alive
 from tests.lab.netns import CLEAN_ENV
 
 pytestmark = pytest.mark.kernel("bpftool", "mount", "setpriv", "umount", "unshare")
@@ -102,7 +101,7 @@ def run_to_end(argv, wait_s=END_WAIT_S):
     """Run conmond where it must not stay; its result."""
     return subprocess.run(
         argv,
-        cwd=lab_daemon.ROOT,
+        cwd=ROOT,
         env=CLEAN_ENV,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -121,9 +120,9 @@ def assert_one_sentence(text, *words):
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_nothing_stays_loaded(tmp_path, listener, how):
+def test_nothing_stays_loaded(listener, how):
     before = bpf_objects()
-    running = Daemon(tmp_path)
+    running = Daemon()
     listener.connect()
     running.wait_for(lambda record: record["rport"] == listener.port)
     ours = bpf_objects() - before
@@ -136,10 +135,10 @@ def test_nothing_stays_loaded(tmp_path, listener, how):
 
 @pytest.mark.parametrize("after_s", [0.05, 0.2, 0.4])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_nothing_stays_when_it_ends_while_starting(tmp_path, number, after_s):
+def test_nothing_stays_when_it_ends_while_starting(number, after_s):
     before = bpf_objects()
     process = subprocess.Popen(
-        command(tmp_path), cwd=lab_daemon.ROOT, env=CLEAN_ENV,
+        CONMOND, cwd=ROOT, env=CLEAN_ENV,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     time.sleep(after_s)
@@ -151,25 +150,25 @@ def test_nothing_stays_when_it_ends_while_starting(tmp_path, number, after_s):
     assert poll(lambda: not bpf_objects() - before), bpf_objects() - before
 
 
-def test_sigterm_writes_what_is_pending(tmp_path, listener):
-    running = Daemon(tmp_path)
+def test_sigterm_writes_what_is_pending(listener):
+    running = Daemon()
     listener.connect(23)
     running.stop()
     assert len(running.records(lambda record: record["rport"] == listener.port)) == 23
 
 
-def test_ends_by_itself(tmp_path):
+def test_ends_by_itself():
     started = time.monotonic()
-    done = run_to_end(command(tmp_path, "--for", "1"))
+    done = run_to_end([*CONMOND, "--for", "1"])
     assert done.returncode == 0, done.stderr
     assert "ready" in done.stderr.splitlines()
     assert time.monotonic() - started >= 1
 
 
-def test_interrupt_ends_with_130(tmp_path):
-    running = Daemon(tmp_path)
+def test_interrupt_ends_with_130():
+    running = Daemon()
     running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(timeout=END_WAIT_S) == 130
+    assert running.wait() == 130
     assert "Traceback" not in running.stderr
 
 
@@ -178,15 +177,15 @@ def test_interrupt_ends_with_130(tmp_path):
     [["--no-such-flag"], ["--for", "soon"], ["--for", "-1"], ["--format", "xml"]],
     ids=" ".join,
 )
-def test_wrong_usage(tmp_path, options):
-    done = run_to_end(command(tmp_path, *options))
+def test_wrong_usage(options):
+    done = run_to_end([*CONMOND, *options])
     assert done.returncode == 2
     assert done.stdout == ""
     assert_one_sentence(done.stderr)
 
 
-def test_lws_form_has_the_eight_keys(tmp_path, listener):
-    running = Daemon(tmp_path, "--format", "lws")
+def test_lws_form_has_the_eight_keys(listener):
+    running = Daemon("--format", "lws")
     listener.connect()
     time.sleep(0.5)
     running.stop()
@@ -195,15 +194,15 @@ def test_lws_form_has_the_eight_keys(tmp_path, listener):
     assert all(set(form) <= LWS_KEYS and "peer" in form for form in forms)
 
 
-def test_quiet_prints_nothing(tmp_path, listener):
-    running = Daemon(tmp_path, "--quiet")
+def test_quiet_prints_nothing(listener):
+    running = Daemon("--quiet")
     listener.connect()
     running.stop()
     assert running.records() == []
 
 
-def test_several_daemons_side_by_side(tmp_path, listener):
-    running = [Daemon(tmp_path / str(number)) for number in range(2)]
+def test_several_daemons_side_by_side(listener):
+    running = [Daemon(), Daemon()]
     listener.connect(5)
     for one in running:
         one.wait_for(lambda record: record["rport"] == listener.port, 5)
@@ -211,23 +210,13 @@ def test_several_daemons_side_by_side(tmp_path, listener):
         one.stop()
 
 
-def test_second_daemon_on_the_same_socket_is_refused(tmp_path):
-    running = Daemon(tmp_path)
-    try:
-        done = run_to_end(command(tmp_path))
-        assert done.returncode == 1
-        assert_one_sentence(done.stderr, "conmond.sock")
-    finally:
-        running.stop()
-
-
 class TestStdout:
     """A reader that goes away, stalls, or whose disk is full."""
 
     @staticmethod
-    def start(folder, stdout):
+    def start(stdout):
         process = subprocess.Popen(
-            command(folder), cwd=lab_daemon.ROOT, env=CLEAN_ENV,
+            CONMOND, cwd=ROOT, env=CLEAN_ENV,
             stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         words = []
@@ -248,18 +237,18 @@ class TestStdout:
         assert "Exception" not in said
         return said
 
-    def test_reader_goes_away(self, tmp_path, listener):
+    def test_reader_goes_away(self, listener):
         reading, writing = os.pipe()
-        process, words = self.start(tmp_path, writing)
+        process, words = self.start(writing)
         os.close(writing)
         os.close(reading)
         listener.connect(50)
         time.sleep(1)
         self.end(process, words)
 
-    def test_reader_stalls_and_comes_back(self, tmp_path, listener):
+    def test_reader_stalls_and_comes_back(self, listener):
         reading, writing = os.pipe()
-        process, words = self.start(tmp_path, writing)
+        process, words = self.start(writing)
         os.close(writing)
         listener.connect(1000)  # far more than a pipe holds
         time.sleep(1)
@@ -275,18 +264,18 @@ class TestStdout:
         ports = [json.loads(line)["rport"] for line in lines]  # whole lines only
         assert ports.count(listener.port) >= 10
 
-    def test_reader_stalls_for_good(self, tmp_path, listener):
+    def test_reader_stalls_for_good(self, listener):
         reading, writing = os.pipe()
-        process, words = self.start(tmp_path, writing)
+        process, words = self.start(writing)
         os.close(writing)
         listener.connect(1000)
         time.sleep(1)
         self.end(process, words, codes=(0, 1))
         os.close(reading)
 
-    def test_disk_is_full(self, tmp_path, listener):
+    def test_disk_is_full(self, listener):
         with open("/dev/full", "w", encoding="utf-8") as full:
-            process, words = self.start(tmp_path, full)
+            process, words = self.start(full)
         listener.connect(50)
         time.sleep(1)
         said = self.end(process, words, codes=(0, 1))
@@ -301,38 +290,38 @@ class TestMissing:
         # A private mount namespace in which ``path`` is an empty folder.
         return ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {path} && exec "$@"', "sh"]
 
-    def test_no_root(self, tmp_path):
+    def test_no_root(self):
         # It may read everything, so that it is rights over the kernel alone that it lacks.
         nobody = [
             "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
             "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search",
         ]  # fmt: skip
-        done = run_to_end([*nobody, *command(tmp_path)])
+        done = run_to_end([*nobody, *CONMOND])
         assert done.returncode in (1, 4)
         assert done.stdout == ""
         assert_one_sentence(done.stderr, "root")
 
-    def test_root_without_the_right_to_bpf(self, tmp_path):
-        done = run_to_end(["setpriv", "--bounding-set=-bpf,-sys_admin", *command(tmp_path)])
+    def test_root_without_the_right_to_bpf(self):
+        done = run_to_end(["setpriv", "--bounding-set=-bpf,-sys_admin", *CONMOND])
         assert done.returncode == 1
         assert_one_sentence(done.stderr, "bpf")
 
-    def test_no_btf(self, tmp_path):
-        done = run_to_end([*self.hidden("/sys/kernel/btf"), *command(tmp_path)])
+    def test_no_btf(self):
+        done = run_to_end([*self.hidden("/sys/kernel/btf"), *CONMOND])
         assert done.returncode == 1
         assert_one_sentence(done.stderr, "BTF")
 
-    def test_no_cgroup2(self, tmp_path, listener):
+    def test_no_cgroup2(self, listener):
         without = ["unshare", "--mount", "sh", "-c", f'umount -l {cgroup2_mount()} && exec "$@"']
-        running = Daemon(tmp_path, prefix=[*without, "sh"])
+        running = Daemon(prefix=[*without, "sh"])
         listener.connect()
         [record] = running.wait_for(lambda record: record["rport"] == listener.port)
         running.stop()
         assert record["sockconn_us"] is not None
         assert running.stderr.count("cgroup2") == 1
 
-    def test_no_uprobes(self, tmp_path, listener):
-        running = Daemon(tmp_path, prefix=self.hidden("/sys/bus/event_source"))
+    def test_no_uprobes(self, listener):
+        running = Daemon(prefix=self.hidden("/sys/bus/event_source"))
         listener.connect()
         [record] = running.wait_for(lambda record: record["rport"] == listener.port)
         running.stop()
@@ -341,6 +330,6 @@ class TestMissing:
         assert len(warnings) == 1
 
 
-def test_failed_start_is_reported_by_the_lab(tmp_path):
+def test_failed_start_is_reported_by_the_lab():
     with pytest.raises(DaemonError, match="exit 2"):
-        Daemon(tmp_path, "--no-such-flag")
+        Daemon("--no-such-flag")

@@ -28,18 +28,14 @@ class DaemonError(AssertionError):
 
 
 class Daemon:
-    """A running ``conmond --json``, ready when the constructor returns.
+    """A running ``conmond``, ready when the constructor returns.
 
     Args:
-        folder: for its socket and its state; several daemons need several folders.
-        options: further command-line options.
+        options: command-line options; ``--json`` where there are none.
         prefix: a command that runs the command line given after it.
     """
 
-    def __init__(
-        self, folder: Path, *options: str, prefix: Sequence[str] = (), quiet: bool = False
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, *options: str, prefix: Sequence[str] = ()) -> None:
         self._changed = threading.Condition()
         self._records: list[Record] = []
         self._bad_lines: list[str] = []
@@ -47,16 +43,18 @@ class Daemon:
         self._ended = False
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
-            [*prefix, *command(folder, *options)],
+            [*prefix, *CONMOND, *(options or ("--json",))],
             cwd=ROOT,
             env=CLEAN_ENV,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        readers = [self._read_words] if quiet else [self._read_words, self._read_records]
-        self._threads = [threading.Thread(target=reader, daemon=True) for reader in readers]
+        self._threads = [
+            threading.Thread(target=reader, daemon=True)
+            for reader in (self._read_words, self._read_records)
+        ]
         for thread in self._threads:
             thread.start()
         if not self._wait(lambda: "ready" in self._words or self._ended, READY_WAIT_S):
@@ -64,6 +62,7 @@ class Daemon:
             raise DaemonError(f"conmond not ready after {READY_WAIT_S} s: {self.stderr}")
         if "ready" not in self._words:
             self.process.wait(timeout=STOP_WAIT_S)
+            self._close()
             raise DaemonError(f"conmond exit {self.process.returncode}: {self.stderr}")
         self.ready_s = time.monotonic() - self.started_at
 
@@ -109,8 +108,7 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self.kill()
             raise DaemonError(f"conmond still ran {STOP_WAIT_S} s after SIGTERM") from None
-        for thread in self._threads:
-            thread.join(timeout=2)
+        self._close()
         if code:
             raise DaemonError(f"conmond exit {code} after SIGTERM: {self.stderr}")
         if "Traceback" in self.stderr:
@@ -118,10 +116,27 @@ class Daemon:
         if self._bad_lines:
             raise DaemonError(f"not JSON on stdout: {self._bad_lines[:3]}")
 
+    def wait(self) -> int:
+        """Wait for it to end; its exit code."""
+        code = self.process.wait(timeout=STOP_WAIT_S)
+        self._close()
+        return code
+
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
         self.process.wait(timeout=STOP_WAIT_S)
+        self._close()
+
+    def _close(self) -> None:
+        # The readers end with the pipes; a child that keeps one open is a fault of conmond.
+        for thread in self._threads:
+            thread.join(timeout=STOP_WAIT_S)
+            if thread.is_alive():
+                raise DaemonError("conmond has ended, and something still holds its output")
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
 
     def _wait(self, done: Callable[[], bool], timeout_s: float) -> bool:
         with self._changed:
@@ -148,16 +163,6 @@ class Daemon:
             self._changed.notify_all()
 
 
-def command(folder: Path, *options: str) -> list[str]:
-    """conmond's command line with its socket and state in ``folder``."""
-    return [
-        *CONMOND,
-        "--json",
-        *("--socket", str(folder / "conmond.sock"), "--state-dir", str(folder / "state")),
-        *options,
-    ]
-
-
 def of_pids(pids: Iterable[int]) -> Callable[[Record], bool]:
     """Whether a record is of one of these processes."""
     wanted = frozenset(pids)
@@ -170,12 +175,6 @@ def children_of(pid: int) -> set[int]:
     return (
         {int(text) for text in path.read_text(encoding="ascii").split()} if path.exists() else set()
     )
-
-
-def pss_bytes(pid: int) -> int:
-    """The proportional share of memory of a process, from the kernel."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line[:4] == "Pss:")
 
 
 def is_alive(pid: int) -> bool:

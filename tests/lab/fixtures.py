@@ -21,9 +21,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
-def daemon(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(lab: Lab) -> Iterator[Daemon]:
     """conmond, started once; at the end of the session it must end cleanly."""
-    running = Daemon(tmp_path_factory.mktemp("conmond"))
+    running = Daemon()
     try:
         yield running
     except BaseException:

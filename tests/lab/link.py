@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:  # this file is also run alone, as the relay
-    from tests.lab.netns import Namespace
+from tests.lab.clock import be_punctual
+from tests.lab.netns import Namespace
 
 TUNSETIFF = 0x400454CA
 IFF_TUN = 0x0001
@@ -61,10 +61,13 @@ class DelayLink:
                     space.ip("addr", "add", mine, "peer", other, "dev", device, *nodad)
             # A process of its own: it must not wait for the tester's interpreter lock.
             self._relay = subprocess.Popen(
-                [sys.executable, "-S", "-E", __file__, str(fds[0]), str(fds[1]), str(delay_s)],
+                [
+                    *(sys.executable, "-m", "tests.lab.link"),
+                    *(str(fds[0]), str(fds[1]), str(delay_s)),
+                ],
                 pass_fds=fds,
                 stdin=subprocess.PIPE,
-                env={},
+                cwd=Path(__file__).resolve().parents[2],
             )
         finally:
             for fd in fds:
@@ -95,4 +98,5 @@ def relay(first: int, second: int, delay_s: float) -> None:
 
 
 if __name__ == "__main__":
+    be_punctual()
     relay(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

@@ -95,7 +95,11 @@ class Namespace:
         (etc / "resolv.conf").write_text(
             f"nameserver {nameserver}\noptions {resolver_options}\n", encoding="ascii"
         )
-        (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n", encoding="ascii")
+        # The machine's own name too, as on any machine: libldap, inside curl, looks it up.
+        (etc / "hosts").write_text(
+            f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {os.uname().nodename}\n",
+            encoding="ascii",
+        )
         (etc / "nsswitch.conf").write_text(
             "passwd: files\ngroup: files\nservices: files\nhosts: files dns\n", encoding="ascii"
         )

@@ -120,7 +120,8 @@ class Program:
         schemes: the TLS versions it can be held to, None for plain HTTP.
         resolves_literals: calls getaddrinfo() for an address too.
         resolves_in: ``thread`` the connecting thread asks, ``process`` another one does.
-        tls_source: the library's name in ``tls.source``.
+        tls_source: the library's name in ``tls.source``; ``wire`` for a program that never
+            calls the library's handshake function itself.
         alpn: the protocols that it offers, None for no such extension.
     """
 
@@ -228,6 +229,7 @@ class NodeHttps(Program):
     script: ClassVar[str] = "https_get.mjs"
     resolves_literals = False
     resolves_in = "process"  # libuv's thread pool
+    tls_source = "wire"  # its handshake happens inside SSL_read()
 
     def argv(self, host: str, port: int, tls: str | None = None) -> list[str]:
         versions = [f"--tls-min-v{tls}", f"--tls-max-v{tls}"] if tls else []
@@ -245,6 +247,7 @@ class OpensslClient(Program):
     name = "openssl"
     executable = "openssl"
     schemes = ("1.2", "1.3")
+    tls_source = "wire"  # its handshake happens inside SSL_read()
     resolves_literals = True
     resolves_in = "thread"
 

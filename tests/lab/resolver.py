@@ -16,6 +16,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
+from tests.lab.clock import be_punctual
 from tests.lab.netns import Namespace
 
 TTL = 0  # nothing may be cached: every test asks anew
@@ -85,6 +86,15 @@ class Resolver:
         for thread in self._threads:
             thread.start()
 
+    def waited_us(self, name: str) -> float:
+        """How long the newest lookup of ``name`` took here: A and AAAA, asked to answered."""
+        newest: dict[str, Query] = {}
+        for query in self.queries:
+            if query.name == name and query.answered_ns is not None:
+                newest[query.rdtype] = query
+        first = min(query.asked_ns for query in newest.values())
+        return max((query.answered_ns or 0) - first for query in newest.values()) / 1e3
+
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """Nobody listens on port 53 for the length of a ``with`` block."""
@@ -103,6 +113,7 @@ class Resolver:
             thread.join(timeout=2)
 
     def _serve_udp(self) -> None:
+        be_punctual()
         while True:
             try:
                 wire, peer = self._udp.recvfrom(4096)
@@ -116,6 +127,7 @@ class Resolver:
             ).start()
 
     def _answer_udp(self, wire: bytes, peer: tuple[str, int], asked_ns: int) -> None:
+        be_punctual()
         question = dns.message.from_wire(wire)
         reply = self._answer(question, "udp", asked_ns)
         if reply is None:
@@ -130,6 +142,7 @@ class Resolver:
             self._udp.sendto(packed, peer)
 
     def _serve_tcp(self) -> None:
+        be_punctual()
         while True:
             try:
                 sock, _ = self._tcp.accept()
@@ -138,6 +151,7 @@ class Resolver:
             threading.Thread(target=self._answer_tcp, args=(sock,), daemon=True).start()
 
     def _answer_tcp(self, sock: socket.socket) -> None:
+        be_punctual()
         with sock, contextlib.suppress(OSError), sock.makefile("rb") as stream:
             while len(prefix := stream.read(2)) == 2:
                 wire = stream.read(struct.unpack("!H", prefix)[0])

@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from tests.lab.clock import be_punctual
 from tests.lab.netns import Namespace
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, no time: close() sends RST
@@ -125,6 +126,7 @@ class Server:
         self._thread.join(timeout=2)
 
     def _accept(self) -> None:
+        be_punctual()
         while True:
             try:
                 sock, peer = self._listener.accept()
@@ -135,6 +137,7 @@ class Server:
             threading.Thread(target=self._serve, args=(sock, seen), daemon=True).start()
 
     def _serve(self, sock: socket.socket, seen: Witness) -> None:
+        be_punctual()
         sock.settimeout(PATIENCE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with sock:

@@ -42,7 +42,7 @@ CLOSED_PORT = 9  # nobody listens there on any address
 
 ONE_WAY_S = 0.010
 RTT_US = 20_000
-LINK_LATE_US = 4_000  # the relay is a process: never early, late by scheduling
+LINK_LATE_US = 10_000  # the relay is a process: never early, late by scheduling
 NEIGHBOUR_WAIT_MS = 100
 SYN_RETRIES = 1  # ETIMEDOUT after 2 to 3 s instead of 127
 DOMAIN = "lab.test"
