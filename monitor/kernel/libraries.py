@@ -6,18 +6,20 @@ sees one object with one descriptor to wait for.
 
 from __future__ import annotations
 
+import re
 import time
 
 from monitor.errors import SourceError
 from monitor.kernel import uprobe
 from monitor.kernel.loader import Loaded
-from monitor.kernel.mappings import MappingWatch
+from monitor.kernel.mappings import MappingWatch, Mounts
 from monitor.kernel.programs import PROBED_FUNCTIONS
 from monitor.kernel.selftest import ReturnProbes, check_return_probes
 from monitor.kernel.targets import ProbePrograms, Targets, TargetStatus
 
 __all__ = ["Libraries"]
 
+_LIBRARY = re.compile(r"/(?:libc|libssl|libgnutls|ld-musl|libc-\d)[^/]*$")
 _UNSEEN = {
     "getaddrinfo": "names and what they resolved to",
     "SSL_do_handshake": "what OpenSSL itself says of a handshake",
@@ -36,6 +38,7 @@ class Libraries:
         self._loaded = loaded
         self._watch: MappingWatch | None = None
         self._targets: Targets | None = None
+        self._warmer = uprobe.Warmer()
         self.lookups_seen = False
         """getaddrinfo() is probed wherever it is found, entry and return."""
 
@@ -77,7 +80,8 @@ class Libraries:
             "getaddrinfo" in status.attached for status in targets.status()
         )
         for status in targets.status():
-            if status.error is not None:
+            # executable memory without a file of its own (memfd) is no library of these
+            if status.error is not None and _LIBRARY.search(status.path):
                 missing.append(f"{status.path} is not probed: {status.error}")
         return missing
 
@@ -92,8 +96,13 @@ class Libraries:
 
     def handle(self) -> None:
         """Take in which files were mapped since the last call."""
-        if self._watch is not None and self._targets is not None:
-            self._targets.handle(self._watch.drain(time.monotonic_ns()))
+        if self._watch is None or self._targets is None:
+            return
+        now_ns = time.monotonic_ns()
+        events = self._watch.drain(now_ns)
+        if any(isinstance(event, Mounts) for event in events):
+            self._warmer.warm(now_ns)
+        self._targets.handle(events)
 
     def sweep(self, now_ns: int) -> None:
         """Let go of what nobody uses any more; to be called every second or so."""
@@ -101,6 +110,7 @@ class Libraries:
             self._watch.refresh()
         if self._targets is not None:
             self._targets.sweep(now_ns)
+        self._warmer.sweep(now_ns)
 
     def status(self) -> list[TargetStatus]:
         """Every file that is probed or was refused."""
@@ -108,6 +118,7 @@ class Libraries:
 
     def close(self) -> None:
         """Detach."""
+        self._warmer.close()
         if self._watch is not None:
             self._watch.close()
             self._watch = None

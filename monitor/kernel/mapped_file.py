@@ -21,7 +21,15 @@ from typing import Final
 from monitor.errors import SourceError
 from monitor.kernel.mappings import Mapping, scan_process
 
-__all__ = ["FileGone", "FileRefused", "Identity", "OpenedFile", "open_mapped", "open_own"]
+__all__ = [
+    "FileGone",
+    "FileRefused",
+    "Identity",
+    "OpenedFile",
+    "open_cached",
+    "open_mapped",
+    "open_own",
+]
 
 Identity = tuple[int | bytes, ...]
 """Equal for two openings of one real file, whatever mount it was reached through."""
@@ -39,6 +47,9 @@ _MAX_HANDLE: Final = 128
 _SYS_OPENAT2: Final = 437  # the same on every architecture
 # CACHED: only what the kernel has in memory, so that no file system is asked. What is mapped is.
 _RESOLVE: Final = 0x02 | 0x04 | 0x10 | 0x20  # NO_MAGICLINKS NO_SYMLINKS IN_ROOT CACHED
+
+# The same with symbolic links, for names that a distribution links: libc.so.6 -> libc-2.31.so.
+_RESOLVE_LINKS: Final = _RESOLVE & ~0x04
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -74,11 +85,8 @@ def open_mapped(mapping: Mapping, proc: str = "/proc") -> OpenedFile:
     reference = _take_reference(mapping, proc)
     try:
         mount_id = _mount_id(reference)
-        fstype, dev = _mount(mapping.pid, mount_id, proc)
-        if _NOT_OURS.fullmatch(fstype):
-            raise FileRefused(f"it lies on {fstype}, which may make a reader wait for ever")
-        if fstype == "overlay" and not _is_trusted_overlay(mapping.pid, dev, proc):
-            raise FileRefused("it lies on an overlay that a user made, over who knows what")
+        fstype, dev = _mount(mapping.pid, mount_id, proc, device=mapping.key[0])
+        _check_mount(mapping.pid, fstype, dev, proc)
         status = os.fstat(reference)
         found_dev = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
         wanted_dev, wanted_inode, _ = mapping.key
@@ -153,14 +161,54 @@ def _open_range(base: str, mapping: Mapping) -> int:
     return os.open(name, os.O_PATH | os.O_CLOEXEC)
 
 
-def _open_in_root(base: str, path: bytes) -> int:
+def open_cached(mapping: Mapping, path: str, proc: str = "/proc") -> OpenedFile:
+    """Open a file by its path in the root directory of a process, if that takes no waiting: every
+    step of the path must be in the kernel's memory (Linux 5.12).
+
+    Args:
+        mapping: something that the process has mapped.
+        path: absolute.
+    Raises:
+        FileGone: there is none, or not in memory, or the process has ended.
+        FileRefused: not a regular file, or on a file system that may make us wait.
+    """
+    pid = mapping.pid
+    reference = _open_in_root(f"{proc}/{pid}", os.fsencode(path), _RESOLVE_LINKS)
+    try:
+        mount_id = _mount_id(reference)
+        fstype, dev = _mount(pid, mount_id, proc, _device_of_mount(mapping, mount_id, proc))
+        _check_mount(pid, fstype, dev, proc)
+        return _reopen(reference, os.fstat(reference), fstype)
+    except OSError as exc:
+        raise FileGone(f"cannot open {path}: {exc.strerror}") from exc
+    finally:
+        os.close(reference)
+
+
+# The device of a mount, if what is mapped lies on the same one.
+def _device_of_mount(mapping: Mapping, mount_id: int, proc: str) -> int | None:
+    mapped = _take_reference(mapping, proc)
+    try:
+        return mapping.key[0] if _mount_id(mapped) == mount_id else None
+    finally:
+        os.close(mapped)
+
+
+def _check_mount(pid: int, fstype: str, dev: str, proc: str) -> None:
+    if _NOT_OURS.fullmatch(fstype):
+        raise FileRefused(f"it lies on {fstype}, which may make a reader wait for ever")
+    if fstype == "overlay" and not _is_trusted_overlay(pid, dev, proc):
+        raise FileRefused("it lies on an overlay that a user made, over who knows what")
+
+
+def _open_in_root(base: str, path: bytes, resolve: int = _RESOLVE) -> int:
     try:
         root = os.open(f"{base}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise FileGone(f"cannot open a mapped file: {exc.strerror}") from exc
     try:
         how = ctypes.create_string_buffer(
-            struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE), 24
+            struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, resolve), 24
         )
         fd: int = _libc.syscall(
             ctypes.c_long(_SYS_OPENAT2), root, path, how, ctypes.c_size_t(24)
@@ -184,7 +232,7 @@ def _mount_id(fd: int) -> int:
 
 
 # (type of the file system, its device)
-def _mount(pid: int, mount_id: int, proc: str) -> tuple[str, str]:
+def _mount(pid: int, mount_id: int, proc: str, device: int | None = None) -> tuple[str, str]:
     needle = b"\n%d " % mount_id
     for whose in (str(pid), "self"):  # a mapping can outlive its mount in its own namespace
         try:
@@ -197,6 +245,15 @@ def _mount(pid: int, mount_id: int, proc: str) -> tuple[str, str]:
             line = table[at + 1 :].split(b"\n", 1)[0]
             fields, _, tail = line.partition(b" - ")
             return tail.split(b" ", 1)[0].decode("ascii", "replace"), fields.split()[2].decode()
+    # A process in a chroot is not shown the mount that its root lies in. If we have the same file
+    # system mounted, its device tells.
+    if device is not None:
+        number = f"{device >> 20}:{device & 0xFFFFF}"
+        with open(f"{proc}/self/mountinfo", "rb") as file:
+            for line in file:
+                fields, _, tail = line.partition(b" - ")
+                if fields.split(b" ", 3)[2].decode() == number:
+                    return tail.split(b" ", 1)[0].decode("ascii", "replace"), number
     raise FileRefused("its mount is not known")
 
 

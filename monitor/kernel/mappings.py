@@ -27,14 +27,28 @@ from typing import Final
 from monitor.errors import SourceError
 from monitor.kernel.perf import PerfAttr, perf_event_open
 
-__all__ = ["Event", "Exec", "Exit", "Fork", "Key", "Lost", "Mapping", "MappingWatch", "scan"]
+__all__ = [
+    "Event",
+    "Exec",
+    "Exit",
+    "Fork",
+    "Key",
+    "Lost",
+    "Mapping",
+    "MappingWatch",
+    "scan",
+]
 
 _TYPE_SOFTWARE, _COUNT_DUMMY = 1, 9
-# Bits of perf_event_attr: mmap, comm, task, watermark, sample_id_all, mmap2, comm_exec and
-# use_clockid.
-_FLAGS: Final = 1 << 8 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 18 | 1 << 23 | 1 << 24 | 1 << 25
+# Bits of perf_event_attr: mmap, comm, task, watermark, sample_id_all, mmap2, comm_exec,
+# use_clockid and namespaces.
+_FLAGS: Final = (
+    1 << 8 | 1 << 9 | 1 << 13 | 1 << 14 | 1 << 18 | 1 << 23 | 1 << 24 | 1 << 25 | 1 << 28
+)
 _SAMPLE_TIME: Final = 1 << 2  # with sample_id_all: each record ends with the time
 _RECORD_LOST, _RECORD_COMM, _RECORD_EXIT, _RECORD_FORK, _RECORD_MMAP2 = 2, 3, 4, 7, 10
+_RECORD_NAMESPACES: Final = 16
+_MOUNTS: Final = 5  # of the namespaces listed, the mount namespace
 _MISC_COMM_EXEC: Final = 1 << 13
 _PROT_EXEC: Final = 4
 
@@ -42,6 +56,8 @@ _HEADER: Final = struct.Struct("=IHH")  # type misc size
 _MMAP2: Final = struct.Struct("=IIQQQIIQQII")  # pid tid addr len pgoff maj min ino gen prot flags
 _TASK: Final = struct.Struct("=IIII")  # pid ppid tid ptid
 _COMM: Final = struct.Struct("=II")  # pid tid
+_NAMESPACES: Final = struct.Struct("=IIQ")  # pid tid count; then (dev, inode) each
+_NAMESPACE: Final = struct.Struct("=QQ")
 _LOST: Final = struct.Struct("=QQ")  # id lost
 _TIME: Final = struct.Struct("=Q")
 _MMAP2_PATH: Final = _HEADER.size + _MMAP2.size
@@ -56,9 +72,11 @@ _RING_BYTES_MANY_CPUS: Final = 64 << 10
 _MANY_CPUS: Final = 16
 
 # More than so many wake-ups in so long are a storm; then the reader looks every _REST_NS only.
-_BURST_WAKES: Final = 30
+_BURST_WAKES: Final = 100
 _BURST_NS: Final = 100_000_000
-_REST_NS: Final = 10_000_000
+_REST_NS: Final = 4_000_000
+
+_MAX_MOUNTS: Final = 65_536  # processes whose mount namespace is remembered
 
 _ONLINE_CPUS: Final = Path("/sys/devices/system/cpu/online")
 
@@ -87,6 +105,15 @@ class Fork:
 
 
 @dataclass(frozen=True, slots=True)
+class Mounts:
+    """A process is in this mount namespace. `MappingWatch` yields only changes: what its parent or
+    itself was in before was another one, so a container may begin."""
+
+    pid: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exec:
     """A process replaced its program: its mappings are gone."""
 
@@ -107,7 +134,7 @@ class Lost:
     count: int
 
 
-Event = Mapping | Fork | Exec | Exit | Lost
+Event = Mapping | Fork | Mounts | Exec | Exit | Lost
 
 _MAPS_LINE: Final = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) ..x. [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) ([1-9]\d*) +(\S.*)$",
@@ -178,6 +205,11 @@ def parse_records(data: bytes, skip: Container[Key] = ()) -> list[tuple[int, Eve
         elif kind == _RECORD_COMM:
             if misc & _MISC_COMM_EXEC:
                 event = Exec(_COMM.unpack_from(data, body)[0])
+        elif kind == _RECORD_NAMESPACES:
+            if _NAMESPACES.unpack_from(data, body)[2] > _MOUNTS:
+                place = body + _NAMESPACES.size + _MOUNTS * _NAMESPACE.size
+                pid, _, _ = _NAMESPACES.unpack_from(data, body)
+                event = Mounts(pid, _NAMESPACE.unpack_from(data, place)[1])
         elif kind == _RECORD_LOST:
             event = Lost(_LOST.unpack_from(data, body)[1])
         at += size
@@ -249,6 +281,7 @@ class MappingWatch:
         self._rings: dict[int, _Ring] = {}
         self._burst_start_ns = 0
         self._burst_wakes = 0
+        self._mounts: dict[int, int] = {}  # process -> mount namespace, as far as told
         self._epoll = select.epoll()
         try:
             self.refresh()
@@ -297,11 +330,25 @@ class MappingWatch:
         # Each ring is in order, but a process moves between CPUs, and what it mapped must not
         # come before the exec that went before.
         stamped.sort(key=itemgetter(0))
-        events = [event for _, event in stamped]
-        for event in events:
-            if isinstance(event, Lost):
-                self.lost += event.count
-        return events
+        return [event for _, event in stamped if self._is_news(event)]
+
+    def _is_news(self, event: Event) -> bool:
+        mounts = self._mounts
+        match event:
+            case Mounts(pid, inode):
+                before = mounts.get(pid)
+                if len(mounts) >= _MAX_MOUNTS:
+                    mounts.clear()
+                mounts[pid] = inode
+                return before is not None and before != inode
+            case Fork(pid, parent):
+                if parent in mounts:
+                    mounts[pid] = mounts[parent]
+            case Exit(pid):
+                mounts.pop(pid, None)
+            case Lost(count):
+                self.lost += count
+        return True
 
     def _pace(self, now_ns: int) -> None:
         if now_ns - self._burst_start_ns > _BURST_NS:

@@ -63,7 +63,7 @@ def check_return_probes() -> SelfTest:
     try:
         libc = ctypes.CDLL(None)
         function = libc.labs  # harmless, and nothing on the way to the child's end calls it
-        path, offset = _place_of(ctypes.cast(function, ctypes.c_void_p).value or 0)
+        path, offset = uprobe.place_of(ctypes.cast(function, ctypes.c_void_p).value or 0)
         with _Child(libc, function) as control, _Child(libc, function) as probed:
             probe = uprobe.attach(None, path, offset, retprobe=True, pid=probed.pid)
             try:
@@ -104,16 +104,6 @@ def _judge(control: int | None, probed: int | None, hits: int) -> SelfTest:
 
 
 # The file and the offset in it that are mapped at an address of this process.
-def _place_of(address: int) -> tuple[str, int]:
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            span, _, offset, _, _, *path = line.split(maxsplit=5)
-            start, end = (int(bound, 16) for bound in span.split("-"))
-            if start <= address < end and path:
-                return path[0].rstrip("\n"), address - start + int(offset, 16)
-    raise SourceError("no file holds the C library of this process")
-
-
 class _Child:
     """A forked copy of this process that waits for go() and then makes one call in a sandbox."""
 

@@ -44,6 +44,19 @@ _STANDARD: Final = tuple(
 )
 
 
+# Looked for in the root directory of a program that is new to us, before its dynamic linker comes
+# to them: the first probe takes the kernel 15 ms, a small program needs no longer to its lookup.
+_LOOK_AHEAD: Final = (
+    *(
+        f"{folder}/{name}"
+        for name in ("libc.so.6", "libssl.so.3", "libssl.so.1.1", "libgnutls.so.30")
+        for folder in (f"/lib/{os.uname().machine}-linux-gnu", "/lib64", "/lib")
+    ),
+    f"/lib/ld-musl-{os.uname().machine}.so.1",
+)
+_MAX_ROOTS: Final = 1024  # root directories remembered as looked into
+
+
 class Attach(Protocol):
     """As `uprobe.attach`."""
 
@@ -99,6 +112,7 @@ class Targets:
         release: closes the descriptors of a target that is no longer used.
         opener: as `mapped_file.open_mapped`.
         opener_own: as `mapped_file.open_own`.
+        opener_ahead: as `mapped_file.open_cached`.
         scan: as `mappings.scan`.
         standard: patterns of the system's own libraries.
         proc: where processes are listed.
@@ -119,6 +133,7 @@ class Targets:
         release: Callable[[Sequence[int]], None] = uprobe.release,
         opener: Callable[[mappings.Mapping], OpenedFile] = mapped_file.open_mapped,
         opener_own: Callable[[str], OpenedFile] = mapped_file.open_own,
+        opener_ahead: Callable[[mappings.Mapping, str], OpenedFile] = mapped_file.open_cached,
         scan: Callable[[], Iterable[mappings.Mapping]] = mappings.scan,
         standard: Sequence[str] = _STANDARD,
         proc: str = "/proc",
@@ -128,7 +143,8 @@ class Targets:
         self.counts = Counter()
         self._attach, self._release = attach, release
         self._programs = dict(programs)
-        self._open, self._open_own = opener, opener_own
+        self._open, self._open_own, self._open_ahead = opener, opener_own, opener_ahead
+        self._roots: dict[tuple[str, str], None] = {}
         self._scan, self._standard, self._proc = scan, standard, proc
         self._clock_ns = clock_ns
         self._targets: dict[Identity, _Target] = {}
@@ -240,8 +256,32 @@ class Targets:
         for mapping in self._scan():
             self._mapped(mapping, limited=limited)
 
+    # A program of another root directory (a container, a chroot) has a C library of its own.
+    def _look_ahead(self, mapping: mappings.Mapping) -> None:
+        try:
+            base = f"{self._proc}/{mapping.pid}"
+            root = (os.readlink(f"{base}/ns/mnt"), os.readlink(f"{base}/root"))
+        except OSError:
+            return
+        if root in self._roots:
+            return
+        if len(self._roots) >= _MAX_ROOTS:
+            self._roots.clear()
+        self._roots[root] = None
+        for path in _LOOK_AHEAD:
+            try:
+                opened = self._open_ahead(mapping, path)
+            except SourceError:
+                continue
+            try:
+                if opened.identity not in self._targets:
+                    self._examine(opened, path, pinned=False)
+            finally:
+                os.close(opened.fd)
+
     # The first mapping of a file under this key: what is it?
     def _look(self, mapping: mappings.Mapping) -> None:
+        self._look_ahead(mapping)
         path = os.fsdecode(mapping.path)
         try:
             opened = self._open(mapping)

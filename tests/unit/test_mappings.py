@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from monitor.errors import SourceError
 from monitor.kernel import mappings
 from monitor.kernel.mappings import (
+    Mounts,
     Event,
     Exec,
     Exit,
@@ -126,13 +127,13 @@ def watch(monkeypatch):
 
 def test_a_storm_of_wakes_makes_it_rest_and_calm_wakes_it_again(watch: MappingWatch) -> None:
     now = 5_000_000_000
-    for _ in range(30):
-        now += 1_000_000
+    for _ in range(100):
+        now += 500_000
         watch.drain(now)
         assert watch.resume_ns is None
-    now += 1_000_000
+    now += 500_000
     watch.drain(now)
-    assert watch.resume_ns == now + 10_000_000
+    assert watch.resume_ns == now + 4_000_000
     now += 150_000_000
     watch.drain(now)
     assert watch.resume_ns is None
@@ -168,3 +169,25 @@ def test_the_list_of_online_cpus_is_read(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "online").write_text("0-2,5,8-9\n")
     monkeypatch.setattr(mappings, "_ONLINE_CPUS", tmp_path / "online")
     assert mappings._online_cpus() == {0, 1, 2, 5, 8, 9}
+
+
+def namespaces_record(pid: int, mounts: int) -> bytes:
+    spaces = b"".join(struct.pack("=QQ", 4, mounts if i == 5 else 100 + i) for i in range(7))
+    body = struct.pack("=IIQ", pid, pid, 7) + spaces + struct.pack("=Q", 1)
+    return struct.pack("=IHH", 16, 0, 8 + len(body)) + body
+
+
+def test_only_a_change_of_mount_namespace_is_news(watch: MappingWatch) -> None:
+    ring = watch._rings[0]
+
+    def told(*records: bytes) -> list[Mounts]:
+        ring.pending = b"".join(records)
+        return [event for event in watch.drain(1) if isinstance(event, Mounts)]
+
+    assert told(namespaces_record(10, 500)) == []  # where it was before is not known
+    assert told(namespaces_record(10, 500)) == []
+    assert told(namespaces_record(10, 501)) == [Mounts(10, 501)]
+    fork = struct.pack("=IHH", 7, 0, 8 + 24 + 8) + struct.pack("=IIIIQ", 11, 10, 11, 10, 1)
+    fork += struct.pack("=Q", 1)
+    assert told(fork, namespaces_record(11, 501)) == []  # where its parent is
+    assert told(fork, namespaces_record(11, 502)) == [Mounts(11, 502)]
