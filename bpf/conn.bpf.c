@@ -29,8 +29,8 @@ static __always_inline u64 wakeup_flags(u32 size)
 		return BPF_RB_FORCE_WAKEUP;
 	before = *bytes;
 	*bytes = before + size;
-	return before / WAKEUP_BYTES == *bytes / WAKEUP_BYTES ? BPF_RB_NO_WAKEUP :
-							       BPF_RB_FORCE_WAKEUP;
+	return before / WAKEUP_BYTES == *bytes / WAKEUP_BYTES ? BPF_RB_NO_WAKEUP
+							      : BPF_RB_FORCE_WAKEUP;
 }
 
 /*
@@ -44,8 +44,7 @@ static __always_inline void submit_conn(struct conn_event *c)
 
 	if (entries > RECORD_LOG_MAX)
 		entries = RECORD_LOG_MAX;
-	size = __builtin_offsetof(struct conn_event, log) +
-	       entries * sizeof(struct tls_record);
+	size = __builtin_offsetof(struct conn_event, log) + entries * sizeof(struct tls_record);
 	c->header.kind = EVENT_CONN;
 	c->header.size = size;
 	/* why connect() failed is asked while its process is likely still there */
@@ -64,7 +63,7 @@ static __always_inline void submit_conn(struct conn_event *c)
 
 static __always_inline void forget_handshake(struct conn_event *c)
 {
-	struct handshake_key key = { .ssl = c->ssl, .pid = c->task.pid };
+	struct handshake_key key = {.ssl = c->ssl, .pid = c->task.pid};
 	struct handshake *h;
 
 	if (!c->ssl)

@@ -28,8 +28,8 @@
 #define ANSWER_SMALL   8   /* ... in the small form that most lookups fit; likewise */
 #define HELLO_MAX      4096
 #define HELLO_SMALL    1024 /* the usual padded ClientHello is 517 bytes; powers of two */
-#define PATH_LEN       256 /* of an executable's path; a power of two */
-#define COMPONENT_LEN  128 /* longest path component kept */
+#define PATH_LEN       256  /* of an executable's path; a power of two */
+#define COMPONENT_LEN  128  /* longest path component kept */
 
 enum event_kind {
 	EVENT_CONN = 1,   /* struct conn_event, cut after its last log entry */
@@ -46,24 +46,24 @@ struct event_header {
 
 /* Who did it: filled in the context of the calling thread. */
 struct task_info {
-	__u64 start_ns;   /* process start, CLOCK_BOOTTIME; with pid it names one process */
-	__u64 cgroup_id;  /* cgroup2 id; 0 = not known */
-	__u64 exe_ino;    /* inode of mm->exe_file; 0 = kernel thread */
-	__u32 exe_dev;    /* its device, kernel encoding: major << 20 | minor */
-	__u32 pid;        /* tgid, init pid namespace */
-	__u32 tid;        /* pid, init pid namespace */
-	__u32 ppid;       /* tgid of real_parent */
-	__u32 uid;        /* init user namespace */
-	__u32 netns;      /* inode number of the network namespace */
-	char  comm[COMM_LEN];
+	__u64 start_ns;  /* process start, CLOCK_BOOTTIME; with pid it names one process */
+	__u64 cgroup_id; /* cgroup2 id; 0 = not known */
+	__u64 exe_ino;   /* inode of mm->exe_file; 0 = kernel thread */
+	__u32 exe_dev;   /* its device, kernel encoding: major << 20 | minor */
+	__u32 pid;       /* tgid, init pid namespace */
+	__u32 tid;       /* pid, init pid namespace */
+	__u32 ppid;      /* tgid of real_parent */
+	__u32 uid;       /* init user namespace */
+	__u32 netns;     /* inode number of the network namespace */
+	char comm[COMM_LEN];
 };
 
 /* One TLS record header seen on the wire, while a connection is young. */
 struct tls_record {
 	__u32 at_us; /* since connect_ns; saturates */
 	__u16 len;   /* length field of the record header */
-	__u8  type;  /* content type: 20 CCS, 21 alert, 22 handshake, 23 data */
-	__u8  flags; /* enum tls_record_flag */
+	__u8 type;   /* content type: 20 CCS, 21 alert, 22 handshake, 23 data */
+	__u8 flags;  /* enum tls_record_flag */
 };
 
 enum tls_record_flag {
@@ -72,18 +72,20 @@ enum tls_record_flag {
 };
 
 enum conn_flag {
-	CONN_RX_FIN = 1 << 0,       /* the peer sent FIN */
-	CONN_RX_RST = 1 << 1,       /* the peer sent RST */
+	CONN_RX_FIN = 1 << 0, /* the peer sent FIN */
+	CONN_RX_RST = 1 << 1, /* the peer sent RST */
 	CONN_TX_FIN = 1 << 2,
 	CONN_TX_RST = 1 << 3,
-	CONN_TLS = 1 << 4,          /* a ClientHello was sent */
-	CONN_RX_GAP = 1 << 5,       /* records missed: loss or reordering while logging */
+	CONN_TLS = 1 << 4,    /* a ClientHello was sent */
+	CONN_RX_GAP = 1 << 5, /* records missed: loss or reordering while logging */
 	CONN_TX_GAP = 1 << 6,
-	CONN_SYNC_FAIL = 1 << 7,    /* connect() failed before a SYN; sk_err 0 = errno not known */
-	CONN_PACKETS = 1 << 8,      /* packet hooks saw this socket: payload figures are meant */
-	CONN_SSL_INSIDE = 1 << 9,   /* the ClientHello left inside the library call; else just after */
+	CONN_SYNC_FAIL = 1 << 7, /* connect() failed before a SYN; sk_err 0 = errno not known */
+	CONN_PACKETS = 1 << 8,   /* packet hooks saw this socket: payload figures are meant */
+	CONN_SSL_INSIDE = 1
+		<< 9, /* the ClientHello left inside the library call; else just after */
 	CONN_LOCAL_CLOSE = 1 << 10, /* this side closed or shut down first */
-	CONN_TLS_LATE = 1 << 11,    /* payload was exchanged before the ClientHello (STARTTLS, CONNECT) */
+	CONN_TLS_LATE = 1
+		<< 11, /* payload was exchanged before the ClientHello (STARTTLS, CONNECT) */
 };
 
 enum tls_library {
@@ -94,10 +96,10 @@ enum tls_library {
 
 /* life of an entry; numbers are ours, the kernel's TCP_ states are in tcp_state */
 enum conn_phase {
-	PHASE_CALLING = 1,     /* connect() entered, no SYN yet */
+	PHASE_CALLING = 1, /* connect() entered, no SYN yet */
 	PHASE_SYN_SENT = 2,
 	PHASE_ESTABLISHED = 3,
-	PHASE_FAILED = 4,      /* ended before it was established */
+	PHASE_FAILED = 4, /* ended before it was established */
 	PHASE_CLOSED = 5,
 };
 
@@ -108,62 +110,62 @@ enum conn_phase {
 struct conn_event {
 	struct event_header header;
 	struct task_info task;
-	__u64 sk;             /* address of struct sock: a key, never printed */
-	__u64 cookie;         /* SO_COOKIE; 0 = not known */
-	__u64 connect_ns;     /* SYN_SENT entered (CALLING: connect() entered) */
+	__u64 sk;         /* address of struct sock: a key, never printed */
+	__u64 cookie;     /* SO_COOKIE; 0 = not known */
+	__u64 connect_ns; /* SYN_SENT entered (CALLING: connect() entered) */
 	__u64 established_ns;
-	__u64 end_ns;         /* closed or failed; 0 while open */
+	__u64 end_ns; /* closed or failed; 0 while open */
 
-	__u64 first_tx_ns;    /* first payload byte sent */
-	__u64 first_rx_ns;    /* first payload byte received */
-	__u64 first_resp_ns;  /* first payload received after first_tx_ns */
-	__u64 hello_ns;       /* ClientHello sent */
-	__u64 turn_start_ns;  /* first byte of the request now open or answered last */
-	__u64 turn_sum_ns;    /* request/response turns; TLS: those after the log was full */
+	__u64 first_tx_ns;   /* first payload byte sent */
+	__u64 first_rx_ns;   /* first payload byte received */
+	__u64 first_resp_ns; /* first payload received after first_tx_ns */
+	__u64 hello_ns;      /* ClientHello sent */
+	__u64 turn_start_ns; /* first byte of the request now open or answered last */
+	__u64 turn_sum_ns;   /* request/response turns; TLS: those after the log was full */
 	__u64 turn_max_ns;
 
-	__u64 ssl;            /* library object joined to this socket; 0 = none */
-	__u64 ssl_first_ns;   /* first handshake call for that object */
-	__u64 ssl_done_ns;    /* return of the call that succeeded */
-	__u64 bytes_sent;     /* payload, without retransmissions; at close */
+	__u64 ssl;          /* library object joined to this socket; 0 = none */
+	__u64 ssl_first_ns; /* first handshake call for that object */
+	__u64 ssl_done_ns;  /* return of the call that succeeded */
+	__u64 bytes_sent;   /* payload, without retransmissions; at close */
 	__u64 bytes_received;
 
 	__u32 turn_count;
-	__u32 rtt_us;         /* smoothed; 0 = never measured */
+	__u32 rtt_us; /* smoothed; 0 = never measured */
 	__u32 rttvar_us;
-	__u32 retransmits;    /* segments, SYN included */
-	__s32 ssl_ret;        /* what the last handshake call returned */
+	__u32 retransmits; /* segments, SYN included */
+	__s32 ssl_ret;     /* what the last handshake call returned */
 	__u32 ssl_calls;
-	__u32 flags;          /* enum conn_flag */
-	__u32 tx_next;        /* TCP sequence after the newest payload sent */
+	__u32 flags;   /* enum conn_flag */
+	__u32 tx_next; /* TCP sequence after the newest payload sent */
 	__u32 rx_next;
-	__u32 tx_record;      /* TCP sequence of the next TLS record header */
+	__u32 tx_record; /* TCP sequence of the next TLS record header */
 	__u32 rx_record;
 
-	__u16 family;         /* AF_INET or AF_INET6, of the socket */
+	__u16 family; /* AF_INET or AF_INET6, of the socket */
 	__u16 lport;
 	__u16 rport;
-	__u16 sk_err;         /* errno at failure or close; 0 = none */
-	__u16 hello_tx_left;  /* bytes of ClientHello still to copy */
+	__u16 sk_err;        /* errno at failure or close; 0 = none */
+	__u16 hello_tx_left; /* bytes of ClientHello still to copy */
 	__u16 hello_rx_left;
-	__u8  phase;          /* enum conn_phase */
-	__u8  tcp_state;      /* last TCP_ state */
-	__u8  ssl_library;    /* enum tls_library */
-	__u8  last_dir;       /* of the last payload: 0 none, 1 sent, 2 received */
-	__u8  alert_tx;       /* plaintext alert description + 1; 0 = none; 255 = encrypted */
-	__u8  alert_rx;
-	__u8  tx_head_len;
-	__u8  rx_head_len;
-	__u8  log_len;        /* entries in log */
-	__u8  hello_rx_seen;  /* ServerHello records begun: 2 after a HelloRetryRequest */
-	__u8  tx_partial;     /* bytes of a record header split over packets */
-	__u8  rx_partial;
-	__u8  laddr[16];
-	__u8  raddr[16];
-	__u8  tx_head[HEAD_LEN]; /* first payload bytes sent */
-	__u8  rx_head[HEAD_LEN];
-	__u8  tx_split[12];   /* the split record header, and room the verifier asks for */
-	__u8  rx_split[12];
+	__u8 phase;       /* enum conn_phase */
+	__u8 tcp_state;   /* last TCP_ state */
+	__u8 ssl_library; /* enum tls_library */
+	__u8 last_dir;    /* of the last payload: 0 none, 1 sent, 2 received */
+	__u8 alert_tx;    /* plaintext alert description + 1; 0 = none; 255 = encrypted */
+	__u8 alert_rx;
+	__u8 tx_head_len;
+	__u8 rx_head_len;
+	__u8 log_len;       /* entries in log */
+	__u8 hello_rx_seen; /* ServerHello records begun: 2 after a HelloRetryRequest */
+	__u8 tx_partial;    /* bytes of a record header split over packets */
+	__u8 rx_partial;
+	__u8 laddr[16];
+	__u8 raddr[16];
+	__u8 tx_head[HEAD_LEN]; /* first payload bytes sent */
+	__u8 rx_head[HEAD_LEN];
+	__u8 tx_split[12]; /* the split record header, and room the verifier asks for */
+	__u8 rx_split[12];
 	struct tls_record log[RECORD_LOG_MAX];
 };
 
@@ -172,7 +174,7 @@ struct answer {
 	__u16 family;
 	__u16 port;
 	__u32 scope_id;
-	__u8  addr[16];
+	__u8 addr[16];
 };
 
 /* A call of getaddrinfo() that returned. */
@@ -187,8 +189,8 @@ struct lookup_event {
 	__u16 answer_total; /* entries in the list, consecutive duplicates folded */
 	__u16 answer_len;   /* entries that follow */
 	__u32 flags;        /* 1 = list longer than we walk, 2 = memory not readable */
-	char  name[NAME_LEN];
-	char  service[SERVICE_LEN];
+	char name[NAME_LEN];
+	char service[SERVICE_LEN];
 	struct answer answers[ANSWER_MAX];
 };
 
@@ -198,11 +200,11 @@ struct hello_event {
 	__u64 sk;
 	__u64 connect_ns; /* with sk, names the connection */
 	__u64 ts_ns;
-	__u32 seq;        /* TCP sequence of data[0] */
-	__u16 len;        /* bytes of data */
-	__u8  received;   /* 1 = ServerHello */
-	__u8  number;     /* 1 first hello of its side, 2 after a HelloRetryRequest */
-	__u8  data[HELLO_MAX];
+	__u32 seq;     /* TCP sequence of data[0] */
+	__u16 len;     /* bytes of data */
+	__u8 received; /* 1 = ServerHello */
+	__u8 number;   /* 1 first hello of its side, 2 after a HelloRetryRequest */
+	__u8 data[HELLO_MAX];
 };
 
 /* A process replaced its program. */
@@ -210,10 +212,10 @@ struct exec_event {
 	struct event_header header;
 	struct task_info task;
 	__u64 ts_ns;
-	__u32 path_start; /* the path is path[path_start .. PATH_LEN) */
-	__u32 path_cut;   /* 1 = longer than fits: path is not valid */
-	char  path[PATH_LEN]; /* as /proc/PID/exe shows it, no NUL */
-	char  slack[COMPONENT_LEN]; /* never valid: room the verifier asks for */
+	__u32 path_start;          /* the path is path[path_start .. PATH_LEN) */
+	__u32 path_cut;            /* 1 = longer than fits: path is not valid */
+	char path[PATH_LEN];       /* as /proc/PID/exe shows it, no NUL */
+	char slack[COMPONENT_LEN]; /* never valid: room the verifier asks for */
 };
 
 /* A process ended (its last thread, as the kernel sees the group leader go). */
@@ -227,17 +229,17 @@ struct exit_event {
 
 /* Indices of the per-CPU counter array. */
 enum counter {
-	COUNT_LOST_CONN = 0,   /* submits that failed after every retry */
+	COUNT_LOST_CONN = 0, /* submits that failed after every retry */
 	COUNT_LOST_LOOKUP = 1,
 	COUNT_LOST_HELLO = 2,
 	COUNT_LOST_EXEC = 3,
 	COUNT_LOST_EXIT = 4,
-	COUNT_CONN_FULL = 5,   /* conn_by_sk had no room */
+	COUNT_CONN_FULL = 5, /* conn_by_sk had no room */
 	COUNT_LOOKUP_FULL = 6,
-	COUNT_RETRIES = 7,     /* submits that needed a second try and got through */
-	COUNT_CONNS = 8,       /* connections begun */
-	COUNT_STALE = 9,       /* entries found in the way of a new connection */
-	COUNT_BYTES = 10,      /* handed over in conn events */
+	COUNT_RETRIES = 7, /* submits that needed a second try and got through */
+	COUNT_CONNS = 8,   /* connections begun */
+	COUNT_STALE = 9,   /* entries found in the way of a new connection */
+	COUNT_BYTES = 10,  /* handed over in conn events */
 	COUNT_MAX = 11,
 };
 

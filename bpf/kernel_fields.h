@@ -11,26 +11,25 @@
 
 #include "event.h"
 
-#define AF_INET		2
-#define AF_INET6	10
-#define IPPROTO_TCP	6
-#define SOCK_STREAM	1
+#define AF_INET     2
+#define AF_INET6    10
+#define IPPROTO_TCP 6
+#define SOCK_STREAM 1
 
-#define TCP_ESTABLISHED	1
-#define TCP_SYN_SENT	2
-#define TCP_FIN_WAIT1	4
-#define TCP_CLOSE	7
-#define TCP_CLOSE_WAIT	8
-#define TCP_LAST_ACK	9
-#define TCP_CLOSING	11
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT    2
+#define TCP_FIN_WAIT1   4
+#define TCP_CLOSE       7
+#define TCP_CLOSE_WAIT  8
+#define TCP_LAST_ACK    9
+#define TCP_CLOSING     11
 
 /* One scalar field of a kernel object; 0 if the object cannot be read. */
-#define READ_FIELD(type, base, offset)                                        \
-	({                                                                    \
-		type value_ = 0;                                              \
-		bpf_probe_read_kernel(&value_, sizeof(value_),                \
-				      (char *)(base) + (offset));             \
-		value_;                                                       \
+#define READ_FIELD(type, base, offset)                                                             \
+	({                                                                                         \
+		type value_ = 0;                                                                   \
+		bpf_probe_read_kernel(&value_, sizeof(value_), (char *)(base) + (offset));         \
+		value_;                                                                            \
 	})
 
 /*
@@ -71,8 +70,7 @@ static __always_inline void read_task(struct task_info *info)
 	info->start_ns = READ_FIELD(__u64, leader, OFF_task_struct_start_boottime);
 	info->uid = READ_FIELD(__u32, cred, OFF_cred_uid);
 	info->cgroup_id = bpf_get_current_cgroup_id();
-	bpf_probe_read_kernel(info->comm, sizeof(info->comm),
-			      task + OFF_task_struct_comm);
+	bpf_probe_read_kernel(info->comm, sizeof(info->comm), task + OFF_task_struct_comm);
 	if (file) {
 		char *inode = READ_PTR(file, OFF_file_f_inode);
 		char *super = READ_PTR(inode, OFF_inode_i_sb);
@@ -111,15 +109,11 @@ static __always_inline void read_endpoints(struct conn_event *c, __u64 sk)
 		lport = swap16(READ_FIELD(__u16, sk, OFF_inet_sock_inet_sport));
 	c->lport = lport;
 	if (c->family == AF_INET6) {
-		bpf_probe_read_kernel(c->laddr, 16,
-				      (char *)sk + OFF_sock_common_skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(c->raddr, 16,
-				      (char *)sk + OFF_sock_common_skc_v6_daddr);
+		bpf_probe_read_kernel(c->laddr, 16, (char *)sk + OFF_sock_common_skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(c->raddr, 16, (char *)sk + OFF_sock_common_skc_v6_daddr);
 	} else {
-		bpf_probe_read_kernel(c->laddr, 4,
-				      (char *)sk + OFF_sock_common_skc_rcv_saddr);
-		bpf_probe_read_kernel(c->raddr, 4,
-				      (char *)sk + OFF_sock_common_skc_daddr);
+		bpf_probe_read_kernel(c->laddr, 4, (char *)sk + OFF_sock_common_skc_rcv_saddr);
+		bpf_probe_read_kernel(c->raddr, 4, (char *)sk + OFF_sock_common_skc_daddr);
 	}
 }
 

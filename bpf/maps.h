@@ -14,8 +14,8 @@
 #ifndef RING_PAGES
 #define RING_PAGES 1024 /* 4 MB: half a second at 10,000 connections a second */
 #endif
-#define WAKEUP_BYTES (RING_PAGES * 512ULL)
-#define MAX_LOOKUPS 4096 /* threads inside getaddrinfo() at one time */
+#define WAKEUP_BYTES   (RING_PAGES * 512ULL)
+#define MAX_LOOKUPS    4096 /* threads inside getaddrinfo() at one time */
 #define MAX_HANDSHAKES 8192
 
 /*
@@ -35,8 +35,8 @@ struct lookup_call {
 	__u16 hint_family;
 	__u16 hint_flags;
 	__u32 pad;
-	char  name[NAME_LEN];
-	char  service[SERVICE_LEN];
+	char name[NAME_LEN];
+	char service[SERVICE_LEN];
 };
 
 /* A thread's newest handshake call. */
@@ -86,8 +86,7 @@ BPF_TABLE("lru_hash", u64, struct handshake_call, handshake_by_thread, MAX_HANDS
  * that succeeds, or the close of the socket joined to it; objects that never
  * get a socket (a server's failed handshakes) are the least recently used.
  */
-BPF_TABLE("lru_hash", struct handshake_key, struct handshake, handshake_by_object,
-	  MAX_HANDSHAKES);
+BPF_TABLE("lru_hash", struct handshake_key, struct handshake, handshake_by_object, MAX_HANDSHAKES);
 
 /* Never written: copied to make a zeroed entry without stack or memset. */
 BPF_ARRAY(blank_conn, struct conn_event, 1);

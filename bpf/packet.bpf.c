@@ -9,28 +9,28 @@
 #include "kernel_fields.h"
 #include "maps.h"
 
-#define IPV6_HEADER	40
-#define IPV6_EXTENSIONS	4 /* hops walked before giving up */
-#define TCP_FLAG_FIN	0x01
-#define TCP_FLAG_SYN	0x02
-#define TCP_FLAG_RST	0x04
-#define RECORD_HEADER	5
-#define RECORD_ALERT	21
+#define IPV6_HEADER      40
+#define IPV6_EXTENSIONS  4 /* hops walked before giving up */
+#define TCP_FLAG_FIN     0x01
+#define TCP_FLAG_SYN     0x02
+#define TCP_FLAG_RST     0x04
+#define RECORD_HEADER    5
+#define RECORD_ALERT     21
 #define RECORD_HANDSHAKE 22
-#define CLIENT_HELLO	1
-#define SERVER_HELLO	2
-#define RECORDS_WALKED	16 /* record starts looked at in one packet */
+#define CLIENT_HELLO     1
+#define SERVER_HELLO     2
+#define RECORDS_WALKED   16   /* record starts looked at in one packet */
 #define SERVER_HELLO_MAX 2048 /* with a post-quantum key share: 1.2 KB */
-#define DIR_TX		1
-#define DIR_RX		2
-#define LATE_TLS_TURNS	16 /* STARTTLS and CONNECT come within so many turns */
-#define MEMORY_BIO_NS	50000000ULL /* from a library call to its bytes leaving */
+#define DIR_TX           1
+#define DIR_RX           2
+#define LATE_TLS_TURNS   16          /* STARTTLS and CONNECT come within so many turns */
+#define MEMORY_BIO_NS    50000000ULL /* from a library call to its bytes leaving */
 
 struct tcp_part {
 	u32 seq;
 	u32 offset; /* of the payload, from the IP header */
 	u32 len;    /* of the payload */
-	u8  flags;
+	u8 flags;
 };
 
 /* 0 = this is no TCP packet we understand. */
@@ -73,8 +73,8 @@ static __always_inline int parse_packet(struct __sk_buff *skb, struct tcp_part *
 	return 1;
 }
 
-static __always_inline void copy_head(struct __sk_buff *skb, struct tcp_part *part,
-				      u8 *head, u8 *head_len)
+static __always_inline void copy_head(struct __sk_buff *skb, struct tcp_part *part, u8 *head,
+				      u8 *head_len)
 {
 	u32 less_one = (part->len > HEAD_LEN ? HEAD_LEN : part->len) - 1;
 
@@ -138,8 +138,8 @@ static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *p
 	join_handshake(c, now);
 }
 
-static __always_inline void fill_hello(struct hello_event *e, struct conn_event *c,
-				       u32 seq, u32 n, bool rx, u64 now)
+static __always_inline void fill_hello(struct hello_event *e, struct conn_event *c, u32 seq, u32 n,
+				       bool rx, u64 now)
 {
 	e->header.kind = EVENT_HELLO;
 	e->header.size = __builtin_offsetof(struct hello_event, data) + n;
@@ -153,8 +153,8 @@ static __always_inline void fill_hello(struct hello_event *e, struct conn_event 
 }
 
 /* Hand over n bytes of a hello that start at offset in this packet. */
-static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_event *c,
-					 u32 seq, u32 offset, u32 n, bool rx, u64 now)
+static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_event *c, u32 seq,
+					 u32 offset, u32 n, bool rx, u64 now)
 {
 	const u32 fixed = __builtin_offsetof(struct hello_event, data);
 	u32 less_one = n - 1;
@@ -191,8 +191,8 @@ static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_even
 	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 }
 
-static __always_inline void log_record(struct conn_event *c, u8 type, u16 len,
-				       bool first, bool rx, u64 now)
+static __always_inline void log_record(struct conn_event *c, u8 type, u16 len, bool first, bool rx,
+				       u64 now)
 {
 	u32 i = c->log_len;
 	u64 at_us = (now - c->connect_ns) / 1000;
@@ -208,8 +208,8 @@ static __always_inline void log_record(struct conn_event *c, u8 type, u16 len,
 }
 
 /* n (1 to 4) more bytes of a record header of which have (0 to 4) are there. */
-static __always_inline void load_split(struct __sk_buff *skb, u32 offset, u8 *split,
-				       u32 have, u32 n)
+static __always_inline void load_split(struct __sk_buff *skb, u32 offset, u8 *split, u32 have,
+				       u32 n)
 {
 	n -= 1;
 	BOUND(n, 3);
@@ -290,9 +290,9 @@ static __always_inline void walk_records(struct __sk_buff *skb, struct tcp_part 
 		if (rx && h[0] == RECORD_HANDSHAKE && body[0] == SERVER_HELLO && whole &&
 		    c->hello_rx_seen < 2 && !c->hello_rx_left) {
 			c->hello_rx_seen++;
-			c->hello_rx_left = len + RECORD_HEADER > SERVER_HELLO_MAX ?
-						   SERVER_HELLO_MAX :
-						   len + RECORD_HEADER;
+			c->hello_rx_left = len + RECORD_HEADER > SERVER_HELLO_MAX
+						   ? SERVER_HELLO_MAX
+						   : len + RECORD_HEADER;
 			hello = 1;
 			hello_at = offset - RECORD_HEADER;
 		}
@@ -400,8 +400,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 		c->first_tx_ns = now;
 	if (!c->tx_head_len)
 		copy_head(skb, &part, c->tx_head, &c->tx_head_len);
-	if (!(c->flags & CONN_TLS) && c->last_dir != DIR_TX &&
-	    c->turn_count < LATE_TLS_TURNS)
+	if (!(c->flags & CONN_TLS) && c->last_dir != DIR_TX && c->turn_count < LATE_TLS_TURNS)
 		detect_tls(skb, &part, c, now);
 	if (c->hello_tx_left)
 		continue_hello(skb, &part, c, 0, now);

@@ -7,7 +7,7 @@
 #include "kernel_fields.h"
 #include "maps.h"
 
-#define PATH_MASK (PATH_LEN - 1)
+#define PATH_MASK  (PATH_LEN - 1)
 #define PATH_DEPTH 24 /* components and mount points crossed */
 
 /* Write the path of a struct path, last component first, towards the front. */

@@ -11,7 +11,7 @@
  * List entries walked: up to three for an address, one for each socket type.
  * What is beyond is flagged. Each costs the verifier a millisecond at start.
  */
-#define LIST_WALKED 256
+#define LIST_WALKED       256
 #define LIST_WALKED_SMALL 32
 
 /* struct addrinfo on 64-bit glibc and musl */
@@ -118,8 +118,8 @@ static __always_inline int copy_answers(struct lookup_event *e, u64 result, u32 
 	return 1;
 }
 
-static __always_inline int fill_lookup(struct lookup_event *e, struct lookup_call *call,
-				       u64 now, s32 ret, u32 max)
+static __always_inline int fill_lookup(struct lookup_event *e, struct lookup_call *call, u64 now,
+				       s32 ret, u32 max)
 {
 	__builtin_memset(&e->task, 0, sizeof(e->task));
 	read_task(&e->task);

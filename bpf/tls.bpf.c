@@ -24,7 +24,7 @@ static __always_inline int handshake_enter(struct pt_regs *ctx, u32 library)
 	if (h) {
 		h->calls++;
 	} else {
-		struct handshake fresh = { .first_ns = call.enter_ns, .calls = 1 };
+		struct handshake fresh = {.first_ns = call.enter_ns, .calls = 1};
 
 		handshake_by_object.update(&key, &fresh);
 	}
