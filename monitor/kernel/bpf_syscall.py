@@ -198,5 +198,5 @@ def program_cost(program: int) -> tuple[int, int]:
     """
     info = ctypes.create_string_buffer(232)
     bpf(_OBJ_GET_INFO_BY_FD, _attributes("=IIQ", program, len(info), ctypes.addressof(info)))
-    nanoseconds, runs = struct.unpack_from("=QQ", info, 200)
+    nanoseconds, runs = struct.unpack_from("=QQ", info, 192)
     return nanoseconds, runs
