@@ -7,6 +7,7 @@ more than the event; the kernel side wakes the loop itself when a burst fills th
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import time
@@ -55,6 +56,7 @@ def run(options: Options, out: RecordSink) -> int:
     Raises:
         MonitorError: it cannot start; one sentence.
     """
+    _raise_descriptor_limit()
     with _signals() as stop:
         kernel = Kernel.open()
         try:
@@ -65,6 +67,13 @@ def run(options: Options, out: RecordSink) -> int:
                 daemon.close()
         finally:
             kernel.close()
+
+
+# Every probed library takes up to six descriptors, and many containers have many libraries.
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @dataclass(slots=True)

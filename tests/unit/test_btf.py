@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -157,10 +158,8 @@ def test_any_bytes_give_offsets_or_btf_error(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 6))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(raw)))
-    try:
+    with contextlib.suppress(BtfError):
         Btf(bytes(raw[: cut or None])).offsets({"outer": ["x", "many", "deep.x", "no"]})
-    except BtfError:
-        pass
 
 
 def test_a_missing_file_says_what_is_needed(tmp_path) -> None:

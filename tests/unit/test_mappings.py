@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from monitor.errors import SourceError
 from monitor.kernel import mappings
 from monitor.kernel.mappings import (
-    Mounts,
     Event,
     Exec,
     Exit,
@@ -21,6 +20,7 @@ from monitor.kernel.mappings import (
     Lost,
     Mapping,
     MappingWatch,
+    Mounts,
     parse_records,
 )
 
