@@ -3,6 +3,8 @@
  * Life of a TCP connection that a local process opens: begun, established,
  * failed, closed. One event, at its end.
  */
+#define BPF_LICENSE Dual MIT/GPL
+
 #include "event.h"
 #include "kernel_fields.h"
 #include "maps.h"

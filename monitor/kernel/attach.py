@@ -82,7 +82,7 @@ def attach(loaded: Loaded, cgroup: str | None) -> Attached:
 
 def _program(loaded: Loaded, name: str) -> int:
     if name in loaded.failed:
-        raise SourceError(f"the kernel refuses the program {name}: {loaded.failed[name]}")
+        raise SourceError(loaded.failed[name])
     return loaded.programs[name]
 
 

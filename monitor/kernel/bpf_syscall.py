@@ -18,10 +18,13 @@ from monitor.errors import SourceError
 __all__ = [
     "MapBatch",
     "bpf",
+    "create_map",
     "delete_element",
     "enable_stats",
     "link_cgroup",
+    "load_program",
     "lookup_element",
+    "map_layout",
     "open_raw_tracepoint",
     "program_cost",
 ]
@@ -29,13 +32,17 @@ __all__ = [
 _SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
 
 # enum bpf_cmd, include/uapi/linux/bpf.h
+_MAP_CREATE: Final = 0
 _MAP_LOOKUP_ELEM: Final = 1
 _MAP_DELETE_ELEM: Final = 3
+_PROG_LOAD: Final = 5
 _RAW_TRACEPOINT_OPEN: Final = 17
 _OBJ_GET_INFO_BY_FD: Final = 15
 _MAP_LOOKUP_BATCH: Final = 24
 _LINK_CREATE: Final = 28
 _ENABLE_STATS: Final = 32
+
+_VERIFIER_LOG: Final = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -67,6 +74,82 @@ def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
 def _attributes(layout: str, *values: int) -> ctypes.Array[ctypes.c_char]:
     packed = struct.pack(layout, *values)
     return ctypes.create_string_buffer(packed, len(packed))
+
+
+def create_map(
+    name: str, kind: int, *, key_size: int, value_size: int, max_entries: int, flags: int
+) -> int:
+    """Create a map and return its descriptor.
+
+    Raises:
+        SourceError: the kernel refuses.
+    """
+    shown = name.encode()[:15].ljust(16, b"\0")
+    fields = struct.pack("=IIIIIII", kind, key_size, value_size, max_entries, flags, 0, 0)
+    attributes = fields + shown
+    try:
+        return bpf(_MAP_CREATE, ctypes.create_string_buffer(attributes, len(attributes)))
+    except OSError as exc:
+        raise SourceError(f"cannot create the map {name}: {exc.strerror}") from exc
+
+
+def map_layout(fd: int) -> tuple[int, int, int, int, int]:
+    """Return type, key size, value size, most entries and flags of a map."""
+    info = ctypes.create_string_buffer(40)
+    bpf(_OBJ_GET_INFO_BY_FD, _attributes("=IIQ", fd, len(info), ctypes.addressof(info)))
+    kind, _, key_size, value_size, max_entries, flags = struct.unpack_from("=IIIIII", info)
+    return kind, key_size, value_size, max_entries, flags
+
+
+def load_program(name: str, kind: int, code: bytes, *, license: str, attach_type: int) -> int:
+    """Have the kernel check and take in a program; return its descriptor.
+
+    Args:
+        kind: enum bpf_prog_type.
+        attach_type: enum bpf_attach_type where the type has one, else -1.
+    Raises:
+        SourceError: refused, with the verifier's last word.
+    """
+    try:
+        return _load_program(name, kind, code, license, attach_type, None)
+    except OSError:
+        log = ctypes.create_string_buffer(_VERIFIER_LOG)
+        try:
+            return _load_program(name, kind, code, license, attach_type, log)
+        except OSError as exc:
+            said = log.value.decode(errors="replace").strip().splitlines()
+            # the last line counts instructions, the one before it says what is wrong
+            why = said[-2] if len(said) > 1 else exc.strerror
+            raise SourceError(f"the kernel refuses the program {name}: {why}") from exc
+
+
+def _load_program(
+    name: str,
+    kind: int,
+    code: bytes,
+    license: str,
+    attach_type: int,
+    log: ctypes.Array[ctypes.c_char] | None,
+) -> int:
+    instructions = ctypes.create_string_buffer(code, len(code))
+    terms = ctypes.create_string_buffer(license.encode())
+    shown = name.encode()[:15].ljust(16, b"\0")
+    attributes = struct.pack(
+        "=IIQQIIQII16sII",
+        kind,
+        len(code) // 8,
+        ctypes.addressof(instructions),
+        ctypes.addressof(terms),
+        1 if log is not None else 0,
+        len(log) if log is not None else 0,
+        ctypes.addressof(log) if log is not None else 0,
+        0,
+        0,
+        shown,
+        0,
+        max(attach_type, 0),
+    )
+    return bpf(_PROG_LOAD, ctypes.create_string_buffer(attributes, len(attributes)))
 
 
 def open_raw_tracepoint(name: str, program: int) -> int:

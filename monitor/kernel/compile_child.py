@@ -1,23 +1,22 @@
-"""The short-lived child that compiles and loads bpf/, and the only file that imports bcc.
+"""The short-lived child that compiles bpf/, and the only file that imports bcc.
 
-Started by monitor/kernel/loader.py with one end of a socket pair as descriptor 3. It sends one
-message, JSON with the descriptors of programs and maps beside it, and exits; what it loaded lives
-on in the daemon, what it needed for that (LLVM, BTF: over 100 MB) does not.
+Started by monitor/kernel/loader.py with one end of a socket pair as descriptor 3, through which it
+sends the image (one line of JSON about the making, then the image's own JSON) before it exits.
+What it needed for that (LLVM, BTF: over 100 MB) goes with it.
 """
 
 from __future__ import annotations
 
-import array
 import json
 import os
 import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from monitor.errors import LoadError, MonitorError
-from monitor.kernel import btf, programs
+from monitor.kernel import bpf_syscall, btf, programs
+from monitor.kernel.image import Image, MapSpec, ProgramSpec, name_maps
 
 CHANNEL = 3
 
@@ -50,14 +49,13 @@ def _source(folder: Path) -> str:
     )
 
 
-def compile_and_load(folder: Path, defines: list[str]) -> tuple[dict[str, Any], list[int]]:
-    """Compile bpf/ and load every program of the list.
+def compile_image(folder: Path, defines: list[str]) -> tuple[Image, dict[str, float]]:
+    """Compile bpf/.
 
     Returns:
-        A report (``programs`` and ``maps``: the names of the descriptors that follow, in order;
-        ``failed``: program name -> why; ``seconds``), and those descriptors.
+        The image, and what each step took in seconds.
     Raises:
-        LoadError: BCC is missing, the source does not compile, or nothing may be loaded.
+        LoadError: BCC is missing or the source does not compile.
     """
     folder = folder.resolve()
     os.environ["BCC_KERNEL_SOURCE"] = str(folder / "kernel")
@@ -78,47 +76,43 @@ def compile_and_load(folder: Path, defines: list[str]) -> tuple[dict[str, Any], 
         module = BPF(text=_source(folder), cflags=[*flags, f"-I{folder}", *defines])
     except Exception as exc:  # BCC raises no other
         raise LoadError(f"cannot compile bpf/: {exc}") from exc
-    compiled = time.monotonic()
-    loaded: list[str] = []
-    descriptors: list[int] = []
-    failed: dict[str, str] = {}
-    for program in programs.PROGRAMS:
-        try:
-            function = module.load_func(program.name, int(program.type), None, program.attach_type)
-        except Exception as exc:  # noqa: BLE001 - likewise
-            failed[program.name] = str(exc)
-            continue
-        loaded.append(program.name)
-        descriptors.append(function.fd)
-    for name in programs.MAPS:
-        descriptors.append(module[name].map_fd)
-    report = {
-        "programs": loaded,
-        "maps": list(programs.MAPS),
-        "failed": failed,
-        "seconds": {
-            "btf": with_btf - started,
-            "import": imported - with_btf,
-            "compile": compiled - imported,
-            "load": time.monotonic() - compiled,
-        },
+    # BCC has made the maps and put their descriptors into the instructions.
+    places: dict[int, int] = {}
+    maps = []
+    for place, name in enumerate(programs.MAPS):
+        descriptor = module[name].map_fd
+        places[descriptor] = place
+        kind, key_size, value_size, entries, map_flags = bpf_syscall.map_layout(descriptor)
+        maps.append(MapSpec(name, kind, key_size, value_size, entries, map_flags))
+    image = Image(
+        maps=tuple(maps),
+        programs=tuple(
+            ProgramSpec(
+                program.name,
+                int(program.type),
+                program.attach_type,
+                name_maps(module.dump_func(program.name.encode()), places),
+            )
+            for program in programs.PROGRAMS
+        ),
+        license=programs.LICENSE,
+    )
+    return image, {
+        "btf": with_btf - started,
+        "import": imported - with_btf,
+        "compile": time.monotonic() - imported,
     }
-    return report, descriptors
 
 
 def main() -> int:
     """Run as ``python -m monitor.kernel.compile_child FOLDER [-DNAME=VALUE …]``."""
     channel = socket.socket(fileno=CHANNEL)
-    descriptors: list[int] = []
     try:
-        report, descriptors = compile_and_load(Path(sys.argv[1]), sys.argv[2:])
+        image, seconds = compile_image(Path(sys.argv[1]), sys.argv[2:])
+        report = json.dumps({"seconds": seconds}).encode() + b"\n" + image.to_json()
     except MonitorError as exc:
-        report = {"error": str(exc)}
-    ancillary = []
-    if descriptors:
-        packed = array.array("i", descriptors)
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)]
-    channel.sendmsg([json.dumps(report).encode()], ancillary)
+        report = json.dumps({"error": str(exc)}).encode()
+    channel.sendall(report)
     # LLVM's destructors take a tenth of a second and nothing here needs them.
     sys.stdout.flush()
     sys.stderr.flush()

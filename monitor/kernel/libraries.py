@@ -58,10 +58,7 @@ class Libraries:
         for function, names in PROBED_FUNCTIONS.items():
             refused = [self._loaded.failed[name] for name in names if name in self._loaded.failed]
             if refused:
-                missing.append(
-                    f"the kernel refuses the probe of {function}: {refused[0]}; "
-                    f"not seen: {_UNSEEN[function]}"
-                )
+                missing.append(f"{refused[0]}; not seen: {_UNSEEN[function]}")
                 continue
             entry, ret = (self._loaded.programs[name] for name in names)
             programs[function] = ProbePrograms(entry=entry, ret=ret)

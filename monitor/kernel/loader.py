@@ -1,24 +1,28 @@
-"""Has bpf/ compiled and loaded by a short-lived child and takes over the descriptors."""
+"""Gets bpf/ into the kernel: from the image of an earlier start, or compiled anew by a child."""
 
 from __future__ import annotations
 
-import array
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from monitor.bpf_source import bpf_folder
-from monitor.errors import LoadError
+from monitor.errors import LoadError, SourceError
+from monitor.kernel import bpf_syscall
 from monitor.kernel.compile_child import CHANNEL
+from monitor.kernel.image import Image, ImageCache, image_key, name_maps
 
 __all__ = ["Loaded", "load"]
 
-_MAX_REPORT: Final = 1 << 20
-_MAX_DESCRIPTORS: Final = 64
+_MAX_REPORT: Final = 4 << 20
 _COMPILE_SECONDS: Final = 120  # minutes of swapping are worse than a sentence
 
 
@@ -26,14 +30,14 @@ _COMPILE_SECONDS: Final = 120  # minutes of swapping are worse than a sentence
 class Loaded:
     """Programs and maps in the kernel, held by this process."""
 
-    programs: dict[str, int]
+    programs: dict[str, int] = field(default_factory=dict)
     """Program name -> descriptor."""
-    maps: dict[str, int]
+    maps: dict[str, int] = field(default_factory=dict)
     """Map name -> descriptor."""
-    failed: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
     """Program name -> why the kernel refused it."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """What the child spent on each step."""
+    """What each step took; ``compile`` and others are missing where an image was at hand."""
 
     def close(self) -> None:
         """Let go of everything; what is attached through other descriptors stays."""
@@ -43,66 +47,128 @@ class Loaded:
         self.maps.clear()
 
 
-def load(defines: dict[str, int] | None = None) -> Loaded:
-    """Compile and load bpf/ in a child process.
+def load(defines: dict[str, int] | None = None, *, cache: ImageCache | None = None) -> Loaded:
+    """Load bpf/ into the kernel.
 
     Args:
         defines: C constants that bpf/maps.h lets one choose (``MAX_CONNS``, ``RING_PAGES``).
+        cache: where images are kept.
     Returns:
-        Everything that could be loaded; ``failed`` names the rest.
+        Everything that the kernel accepted; ``failed`` names the rest.
     Raises:
-        LoadError: nothing could be: one sentence that says why.
+        LoadError: nothing could be compiled or no map made: one sentence that says why.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    flags = [f"-D{name}={value}" for name, value in (defines or {}).items()]
-    with ours:
+    _raise_memory_limit()
+    flags = [f"-D{name}={value}" for name, value in sorted((defines or {}).items())]
+    cache = cache or ImageCache()
+    key = image_key(bpf_folder(), flags)
+    image = cache.read(key)
+    if image is not None:
+        loaded = _load_image(image)
+        if not loaded.failed:
+            return loaded
+        loaded.close()  # made for another kernel, whatever the key says
+        cache.drop(key)
+    image, seconds = _compile(flags)
+    loaded = _load_image(image)
+    loaded.seconds |= seconds
+    if not loaded.failed:
+        cache.write(key, image)
+    return loaded
+
+
+# Before 5.11 the kernel counts maps as locked memory, of which 64 KB are allowed by default.
+def _raise_memory_limit() -> None:
+    with suppress(OSError, ValueError):
+        resource.setrlimit(
+            resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
+
+
+def _load_image(image: Image) -> Loaded:
+    started = time.monotonic()
+    loaded = Loaded()
+    try:
+        for spec in image.maps:
+            loaded.maps[spec.name] = bpf_syscall.create_map(
+                spec.name,
+                spec.type,
+                key_size=spec.key_size,
+                value_size=spec.value_size,
+                max_entries=spec.max_entries,
+                flags=spec.flags,
+            )
+        places = dict(enumerate(loaded.maps.values()))
+        for program in image.programs:
+            try:
+                loaded.programs[program.name] = bpf_syscall.load_program(
+                    program.name,
+                    program.type,
+                    name_maps(program.code, places),
+                    license=image.license,
+                    attach_type=program.attach_type,
+                )
+            except SourceError as exc:
+                loaded.failed[program.name] = str(exc)
+    except SourceError as exc:
+        loaded.close()
+        raise LoadError(str(exc)) from exc
+    except BaseException:
+        loaded.close()
+        raise
+    loaded.seconds["load"] = time.monotonic() - started
+    return loaded
+
+
+def _compile(flags: list[str]) -> tuple[Image, dict[str, float]]:
+    ours, theirs = socket.socketpair()
+    with ours, tempfile.TemporaryFile() as words:
         with theirs:
             child = subprocess.Popen(
                 [
                     sys.executable,
                     "-c",
-                    # descriptor 3 first: the interpreter itself must not take it
+                    # the channel first: the interpreter itself must not take that descriptor
                     f"import os; os.dup2({theirs.fileno()}, {CHANNEL}); "
                     "from monitor.kernel.compile_child import main; main()",
                     str(bpf_folder()),
                     *flags,
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=words,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
                 cwd="/",
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
+        report = _receive(ours)
         try:
-            said, _ = child.communicate(timeout=_COMPILE_SECONDS)
+            child.wait(timeout=_COMPILE_SECONDS)
         except subprocess.TimeoutExpired as exc:
             child.kill()
             child.wait()
             raise LoadError(f"cannot compile bpf/: not done after {_COMPILE_SECONDS} s") from exc
-        ours.setblocking(False)
-        try:
-            message, ancillary, _, _ = ours.recvmsg(
-                _MAX_REPORT, socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            message, ancillary = b"", []
-    if not message:
+        words.seek(0)
+        said = words.read(_MAX_REPORT)
+    about, _, image = report.partition(b"\n")
+    if not about:
         raise LoadError(f"cannot compile bpf/: {_last_line(said)}")
-    report = json.loads(message)
-    if "error" in report:
-        raise LoadError(_explain(report["error"], said))
-    descriptors = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(data[: len(data) - len(data) % 4])
-    names: list[str] = report["programs"]
-    return Loaded(
-        programs=dict(zip(names, descriptors, strict=False)),
-        maps=dict(zip(report["maps"], descriptors[len(names) :], strict=True)),
-        failed=report["failed"],
-        seconds=report["seconds"],
-    )
+    facts = json.loads(about)
+    if "error" in facts:
+        raise LoadError(_explain(facts["error"], said))
+    return Image.from_json(image), facts["seconds"]
+
+
+# Up to the end of the child, or of our patience.
+def _receive(channel: socket.socket) -> bytes:
+    channel.settimeout(_COMPILE_SECONDS)
+    parts = []
+    size = 0
+    with suppress(TimeoutError, ConnectionError):
+        while size < _MAX_REPORT and (part := channel.recv(1 << 16)):
+            parts.append(part)
+            size += len(part)
+    return b"".join(parts)
 
 
 def _last_line(said: bytes) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 __all__ = [
     "CGROUP_HOOKS",
     "FIELDS",
+    "LICENSE",
     "MAPS",
     "PROBED_FUNCTIONS",
     "PROGRAMS",
@@ -27,6 +28,10 @@ SOURCES: Final = (
     "tls.bpf.c",
     "process.bpf.c",
 )
+
+
+# As the source says it: BPF_LICENSE in conn.bpf.c.
+LICENSE: Final = "Dual MIT/GPL"
 
 
 class ProgramType(IntEnum):
@@ -100,6 +105,8 @@ MAPS: Final = (
     "lookup_by_thread",
     "handshake_by_thread",
     "handshake_by_object",
+    "blank_conn",
+    "blank_lookup",
 )
 
 # Kernel fields whose offsets bpf/kernel_fields.h needs, as OFF_struct_field.
