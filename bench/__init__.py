@@ -1,0 +1,1 @@
+"""What conmond costs on this machine: ``make bench``."""
