@@ -40,10 +40,14 @@ class Hellos:
                 self._client_bytes = b""
             return
         if event.number != self._server_number:
+            # A second ServerHello only ever follows a HelloRetryRequest; what else looks like one
+            # is the first byte of an encrypted Finished.
+            if self.server is not None and not self.server.hello_retry:
+                return
             self._server_number = event.number
             self._server_bytes = b""
         self._server_bytes = (self._server_bytes + event.data)[:MAX_BYTES]
-        self.server = parse_server_hello(self._server_bytes)
+        self.server = parse_server_hello(self._server_bytes) or self.server
         if self.server is not None and not self.server.truncated:
             self._server_bytes = b""
 
