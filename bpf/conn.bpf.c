@@ -3,7 +3,9 @@
  * Life of a TCP connection that a local process opens: begun, established,
  * failed, closed. One event, at its end.
  */
+/* clang-format off: BCC makes a string of these words */
 #define BPF_LICENSE Dual MIT/GPL
+/* clang-format on */
 
 #include "event.h"
 #include "kernel_fields.h"

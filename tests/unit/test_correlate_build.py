@@ -1,0 +1,247 @@
+"""monitor.correlate.build: the figures of one record, and what is left unknown."""
+
+from __future__ import annotations
+
+import pytest
+
+from monitor.correlate import Clock
+from monitor.decode import ConnFlag, Library
+from tests.unit.events import (
+    MS,
+    RESET,
+    TIMED_OUT,
+    Capture,
+    World,
+    conn,
+    hello,
+    only,
+)
+
+PACKETS, LOCAL, RX_FIN, RX_RST = (
+    int(flag) for flag in (ConnFlag.PACKETS, ConnFlag.LOCAL_CLOSE, ConnFlag.RX_FIN, ConnFlag.RX_RST)
+)
+
+
+def record_of(connection, *hellos):
+    return only(World().feed(*hellos, connection))
+
+
+def ns(connection, ms):
+    return connection.connect_ns + round(ms * MS)
+
+
+def talked(begin=0.0, *, tx=20.0, rx=50.0, **fields):
+    """A connection with a request at ``tx`` ms and its answer at ``rx`` ms."""
+    made = conn(begin, end=begin + 1000)
+    return made._replace(
+        **{
+            "first_tx_ns": ns(made, tx),
+            "first_rx_ns": ns(made, rx),
+            "first_resp_ns": ns(made, rx),
+            "turn_count": 1,
+            "turn_sum_ns": round((rx - tx) * MS),
+            "turn_max_ns": round((rx - tx) * MS),
+            **fields,
+        }
+    )
+
+
+# ---- without TLS ---------------------------------------------------------------------------------
+
+
+def test_every_figure_comes_from_its_own_field() -> None:
+    connection = talked(
+        rtt_us=11, rttvar_us=12, retransmits=13, bytes_sent=14, bytes_received=15,
+        turn_count=16, turn_sum_ns=17_000, turn_max_ns=18_000, lport=19, rport=20, uid=21,
+        pid=22, tid=23, netns=24, cookie=0xC0FFEE, comm=b"a name\0junk".ljust(16, b"\0"),
+        exe_ino=25, exe_dev=26, cgroup_id=27,
+    )  # fmt: skip
+    record = record_of(connection)
+    assert record.tcp == (11, 12, 13, 14, 15)
+    assert record.turns == (16, 17, 18)
+    assert (record.lport, record.rport, record.uid) == (19, 20, 21)
+    assert (record.pid, record.tid, record.netns) == (22, 23, 24)
+    assert record.id == "b007b007-c0ffee"
+    assert (record.comm, record.exe, record.unit) == ("a name", "/usr/bin/25-26", "27.service")
+    assert (record.sockconn_us, record.txn_resp_us, record.duration_us) == (10_000, 30_000, 10**6)
+    assert (record.laddr, record.raddr, record.transport) == ("192.0.2.99", "192.0.2.1", "tcp")
+    assert (record.tls, record.tls_us, record.greeting_us) == (None, None, None)
+    assert record.role == "client"
+
+
+def test_an_ipv6_connection() -> None:
+    record = record_of(conn(0, "2001:db8::1", end=20))
+    assert (record.family, record.peer, record.laddr) == ("ipv6", "2001:db8::1", "2001:db8::99")
+
+
+def test_what_the_packet_hooks_did_not_see_is_not_known_to_be_none() -> None:
+    record = record_of(conn(0, end=20, flags=0))
+    assert (record.turns, record.txn_resp_us, record.greeting_us) == (None, None, None)
+    assert record_of(conn(0, end=20)).turns == (0, 0, 0)
+
+
+def test_a_round_trip_that_was_never_measured_is_not_known() -> None:
+    tcp = record_of(conn(0, end=20, rtt_us=0, rttvar_us=99)).tcp
+    assert (tcp.rtt_us, tcp.rttvar_us, tcp.retransmits) == (None, None, 0)
+
+
+def test_a_server_that_speaks_first_greets() -> None:
+    greeted = talked(tx=40, rx=35, first_rx_ns=0)
+    greeted = greeted._replace(
+        first_rx_ns=ns(greeted, 35),
+        first_resp_ns=ns(greeted, 90),
+        turn_sum_ns=50 * MS,
+        turn_max_ns=50 * MS,
+    )
+    record = record_of(greeted)
+    assert (record.greeting_us, record.txn_resp_us) == (25_000, 50_000)
+    silent = greeted._replace(first_tx_ns=0, first_resp_ns=0)
+    assert record_of(silent).greeting_us == 25_000
+    assert record_of(silent).txn_resp_us is None
+    assert record_of(talked()).greeting_us is None
+
+
+def test_http_is_read_from_the_first_bytes_each_way() -> None:
+    request, answer = b"GET /x HTTP/1.1\r\nHost: one.examp", b"HTTP/1.1 404 Not Found\r\nServer: x"
+    connection = talked(
+        tx_head=request.ljust(32)[:32], tx_head_len=32, rx_head=answer[:32], rx_head_len=32
+    )
+    assert record_of(connection).prot_specific == {
+        "protocol": "http", "resp": 404, "method": "GET", "version": "1.1",
+    }  # fmt: skip
+    assert record_of(connection._replace(rx_head_len=0)).prot_specific is None
+    # what lies beyond the length is left from nobody, and is not read
+    cut = record_of(connection._replace(rx_head_len=3)).prot_specific
+    assert cut is None or cut.get("resp") is None
+
+
+def test_a_socket_without_a_cookie_has_an_id_all_the_same() -> None:
+    first, second = conn(1, end=9, cookie=0), conn(2, end=9, cookie=0)
+    ids = {record_of(c).id for c in (first, second)}
+    assert len(ids) == 2 and all(i.startswith("b007b007-t") for i in ids)
+
+
+def test_the_clock_tells_microseconds_across_a_second() -> None:
+    clock = Clock(offset_ns=1_700_000_000_000_000_000)
+    assert clock.text(999_999_999) == "2023-11-14T22:13:20.999999Z"
+    assert clock.text(1_000_000_000) == "2023-11-14T22:13:21.000000Z"
+
+
+# ---- broken off ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "state", "error"),
+    [
+        ({"flags": PACKETS | RX_RST, "first_rx_ns": 0, "first_resp_ns": 0}, "failed", "ECONNRESET"),
+        ({"flags": PACKETS | RX_RST}, "closed", "ECONNRESET"),
+        ({"flags": PACKETS | RX_RST | LOCAL}, "closed", None),
+        ({"flags": PACKETS | RX_RST | RX_FIN}, "closed", None),
+        ({"flags": PACKETS, "sk_err": TIMED_OUT}, "closed", "ETIMEDOUT"),
+        ({"flags": PACKETS | LOCAL, "sk_err": 0}, "closed", None),
+    ],
+    ids=["before an answer", "after one", "after our FIN", "after theirs", "timeout", "no error"],
+)
+def test_a_connection_that_was_broken_off(fields, state, error) -> None:
+    record = record_of(talked(**{"sk_err": RESET, **fields}))
+    assert (record.state, record.error) == (state, error)
+    assert record.peer == "192.0.2.1"
+
+
+# ---- TLS -----------------------------------------------------------------------------------------
+
+FULL = Capture("tls13_full")
+
+
+def hellos_of(connection, capture):
+    return hello(connection, capture.client), hello(connection, capture.server, received=True)
+
+
+def tls_record(capture=FULL, flags=0, **fields):
+    connection = capture.on(conn(0, end=1000), flags, **fields)
+    return record_of(connection, *hellos_of(connection, capture))
+
+
+def test_a_handshake_seen_on_the_wire() -> None:
+    record = tls_record()
+    tls = record.tls
+    assert (tls.source, tls.version, tls.result, tls.alert) == ("wire", "TLSv1.3", "ok", None)
+    assert tls.cipher.startswith("TLS_") and tls.resumed is False
+    assert record.tls_us > 0 and record.txn_resp_us > 0
+    assert (record.state, record.error, record.prot_specific) == ("closed", None, None)
+
+
+def test_the_library_s_own_times_come_first() -> None:
+    times = {"ssl": 1, "ssl_first_ns": 5 * MS, "ssl_done_ns": 28 * MS, "ssl_calls": 1}
+    record = tls_record(ssl_library=int(Library.OPENSSL), **times)
+    assert (record.tls.source, record.tls_us, record.tls.result) == ("openssl", 23_000, "ok")
+    assert tls_record(ssl_library=int(Library.GNUTLS), **times).tls.source == "gnutls"
+
+
+def test_a_library_that_failed_outweighs_lengths_that_look_well() -> None:
+    failed = {"ssl": 1, "ssl_first_ns": 5 * MS, "ssl_library": int(Library.OPENSSL), "ssl_calls": 2}
+    whole = tls_record(**failed)
+    assert whole.tls.result == "ok"  # a request was answered: the library's success was missed
+    log = FULL.log[: 8 * next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "ok")]
+    record = tls_record(log=log, log_len=len(log) // 8, **failed)
+    assert (record.tls.result, record.tls.source) == ("rejected", "openssl")
+    assert (record.tls_us, record.state, record.error) == (None, "failed", "EPROTO")
+    assert record.tls.resumed is None
+    # and without a library the wire is all there is
+    assert tls_record(log=log, log_len=len(log) // 8).tls.result == "ok"
+
+
+def ends_at(entries):
+    return tls_record(log=FULL.log[: 8 * entries], log_len=entries).tls.result
+
+
+@pytest.mark.parametrize(
+    ("capture", "fields", "result", "alert", "error"),
+    [
+        ("alert_cipher", {"alert_rx": 41}, "alert", "handshake_failure", "EPROTO"),
+        ("rejected_13", {"alert_tx": 49, "flags": LOCAL}, "rejected", "unknown_ca", "EPROTO"),
+        ("rejected_12", {"alert_tx": 49}, "rejected", "unknown_ca", "EPROTO"),
+        ("closed_after_hello", {"flags": RX_FIN}, "closed", None, "EPROTO"),
+        ("closed_after_hello", {"flags": RX_RST}, "reset", None, "ECONNRESET"),
+        ("closed_after_hello", {"err": RESET}, "reset", None, "ECONNRESET"),
+        ("closed_after_hello", {"err": TIMED_OUT}, "timeout", None, "ETIMEDOUT"),
+        ("closed_after_hello", {"flags": LOCAL}, "timeout", None, "ETIMEDOUT"),
+        ("closed_after_server_flight", {"flags": LOCAL}, "rejected", None, "EPROTO"),
+        ("closed_after_hello", {"flags": int(ConnFlag.RX_GAP)}, None, None, None),
+    ],
+)
+def test_a_handshake_that_failed(capture, fields, result, alert, error) -> None:
+    fields = dict(fields)
+    if "err" in fields:
+        fields["sk_err"] = fields.pop("err")
+    record = tls_record(Capture(capture), fields.pop("flags", 0), **fields)
+    assert (record.tls.result, record.tls.alert, record.error) == (result, alert, error)
+    assert (record.state, record.tls_us) == ("failed" if error else "closed", None)
+    assert record.sockconn_us == 10_000  # the connection itself was made
+
+
+def test_turns_of_the_log_and_those_counted_after_it_add_up() -> None:
+    alone = tls_record().turns
+    more = tls_record(turn_count=7, turn_sum_ns=70_000_000, turn_max_ns=50_000_000).turns
+    assert more.count == alone.count + 7
+    assert more.sum_us == alone.sum_us + 70_000
+    assert more.max_us == max(alone.max_us, 50_000)
+    assert tls_record(turn_max_ns=0).turns.max_us == alone.max_us > 0
+
+
+def test_the_protocol_chosen_is_told_apart_from_those_offered() -> None:
+    chosen = tls_record(Capture("h2_curl_node_12")).tls  # TLS 1.2 says it in the clear
+    assert (chosen.alpn_chosen, chosen.alpn) == (True, ("h2",))
+    offered = tls_record(Capture("h2_curl_nginx")).tls
+    assert offered.alpn_chosen is False and "h2" in offered.alpn
+
+
+def test_without_the_hellos_what_they_would_say_is_not_known() -> None:
+    record = record_of(FULL.on(conn(0, end=1000)))
+    assert (record.tls.cipher, record.tls.sni, record.tls.alpn) == (None, None, None)
+    assert (record.tls.alpn_chosen, record.tls.result) == (None, "ok")
+
+
+def test_a_handshake_cut_by_a_reset_says_so_in_attempts_as_a_connection() -> None:
+    record = tls_record(Capture("closed_after_hello"), RX_RST)
+    assert [a.result for a in record.attempts] == ["ok"]

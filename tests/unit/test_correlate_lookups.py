@@ -1,0 +1,242 @@
+"""monitor.correlate: which name a connection went to."""
+
+from __future__ import annotations
+
+import pytest
+
+from monitor.correlate.hellos import HelloTable
+from monitor.correlate.lookups import AMBIGUOUS, PER_PROCESS, LookupTable
+from monitor.decode import ConnFlag
+from tests.unit.events import World, client_hello, conn, ended, hello, lookup, only
+
+A, B, V6 = "192.0.2.1", "192.0.2.2", "2001:db8::1"
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def tls(connection):
+    return connection._replace(flags=connection.flags | int(ConnFlag.TLS))
+
+
+def test_a_lookup_of_the_same_thread_names_the_connection(world: World) -> None:
+    assert world.feed(lookup(3, "one.example", A, V6, end=10)) == []
+    record = only(world.feed(conn(17, A, took=12, end=900)))
+    assert (record.host, record.host_source, record.dns_match) == (
+        "one.example",
+        "lookup",
+        "thread",
+    )
+    assert (record.dns, record.dns_disp, record.dns_source) == ((A, V6), 1, "getaddrinfo")
+    assert (record.dns_us, record.dns_age_us, record.sockconn_us) == (7_000, 7_000, 12_000)
+    assert record.start.endswith(".003000Z")  # the lookup's begin
+    assert (record.peer, record.raddr, record.family) == (A, A, "ipv4")
+
+
+def test_a_lookup_of_another_thread_serves_where_the_own_has_none(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, tid=5000))
+    assert only(world.feed(conn(10, A, end=20))).dns_match == "process"
+
+
+def test_each_thread_gets_the_name_it_asked_for_itself(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, tid=5001), lookup(1, "two.example", A, tid=5002))
+    first, second = conn(10, A, tid=5001), conn(11, A, tid=5002)
+    assert only(world.feed(ended(second, 30))).host == "two.example"
+    assert only(world.feed(ended(first, 40))).host == "one.example"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lookup(0, "one.example", A, pid=4712),
+        lookup(0, "one.example", A, start_ns=100),  # the pid's owner before
+        lookup(0, "one.example", B),
+        lookup(8, "one.example", A, end=11),  # returned after connect()
+    ],
+    ids=["another process", "a pid used again", "another address", "too late"],
+)
+def test_what_cannot_have_led_here_names_nothing(world: World, other) -> None:
+    world.feed(other)
+    record = only(world.feed(conn(10, A, end=20)))
+    assert (record.host, record.host_source, record.dns, record.dns_us) == (None, None, None, None)
+    assert (record.dns_disp, record.dns_source, record.dns_match) == (0, None, None)
+
+
+def test_without_the_probes_nobody_knows_whether_there_was_a_lookup() -> None:
+    record = only(World(lookups_seen=False).feed(conn(10, A, end=20)))
+    assert record.dns_disp is None
+
+
+def test_two_names_of_one_address_each_get_their_own_whichever_closes_first(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), lookup(20, "two.example", A))
+    first, second = conn(30, A, cookie=1), conn(40, A, cookie=2)
+    assert world.feed(ended(second, 60)) == []
+    assert world.deadline_ms() == 60 + 50
+    record = only(world.snapshot(111, first))
+    assert (record.host, record.id) == ("two.example", "b007b007-2")
+    assert only(world.feed(ended(first, 200))).host == "one.example"
+    assert world.deadline_ms() is None
+
+
+def test_two_names_of_one_address_with_both_closed_go_by_their_begin(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), lookup(20, "two.example", A))
+    assert world.feed(conn(40, A, end=60, cookie=2), conn(30, A, end=70, cookie=1)) == []
+    assert [(r.id[-1], r.host) for r in world.snapshot(120)] == [
+        ("1", "one.example"),
+        ("2", "two.example"),
+    ]
+
+
+def test_connections_seen_open_together_have_their_names_before_they_close(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), lookup(20, "two.example", A))
+    first, second = conn(30, A), conn(40, A)
+    world.snapshot(50, second, first)
+    assert only(world.feed(ended(second, 60))).host == "two.example"
+    assert only(world.feed(ended(first, 70))).host == "one.example"
+
+
+def test_the_server_name_decides_at_once(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), lookup(20, "two.example", A))
+    first, second = tls(conn(30, A)), tls(conn(40, A))
+    world.feed(
+        hello(first, client_hello("TWO.example")), hello(second, client_hello("one.example"))
+    )
+    assert only(world.feed(ended(first, 60))).host == "two.example"
+    assert only(world.feed(ended(second, 61))).host == "one.example"
+
+
+def test_the_server_name_stands_in_where_no_lookup_was_seen(world: World) -> None:
+    connection = tls(conn(30, A))
+    world.feed(hello(connection, client_hello("one.example")))
+    record = only(world.feed(ended(connection, 60)))
+    assert (record.host, record.host_source, record.dns_disp) == ("one.example", "sni", 0)
+
+
+def test_the_port_asked_for_decides_between_names(world: World) -> None:
+    world.feed(lookup(0, "web.example", A, port=443), lookup(1, "mail.example", A, port=25))
+    assert only(world.feed(conn(10, A, rport=443, end=20))).host == "web.example"
+    assert only(world.feed(conn(10, A, rport=25, end=20))).host == "mail.example"
+
+
+def test_a_name_asked_for_long_before_is_no_rival(world: World) -> None:
+    world.feed(lookup(0, "old.example", A), lookup(3000, "new.example", A))
+    assert only(world.feed(conn(3010, A, end=3020))).host == "new.example"
+
+
+def test_the_same_name_asked_twice_leaves_no_doubt(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), lookup(20, "one.example", A))
+    assert only(world.feed(conn(30, A, end=40))).host == "one.example"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [(A, A), ("0x7f.1", "127.0.0.1"), ("3221225985", A), (V6, V6), ("fe80::1%2", "fe80::1")],
+)
+def test_a_literal_is_no_name(world: World, text: str, address: str) -> None:
+    world.feed(lookup(0, text, address))
+    record = only(world.feed(conn(10, address, end=20)))
+    assert (record.host, record.dns, record.dns_us) == (None, None, None)
+    assert (record.dns_source, record.dns_disp) == ("literal", 0)
+
+
+def test_a_literal_of_another_address_says_nothing(world: World) -> None:
+    world.feed(lookup(0, B, B))
+    assert only(world.feed(conn(10, A, end=20))).dns_source is None
+
+
+def test_ipv4_through_an_ipv6_socket_is_ipv4(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    mapped = conn(10, f"::ffff:{A}", laddr=bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 99]))
+    record = only(world.feed(ended(mapped, 20)))
+    assert (record.host, record.raddr, record.peer, record.laddr) == (
+        "one.example",
+        A,
+        A,
+        "192.0.2.99",
+    )
+    assert record.family == "ipv4"
+
+
+def test_a_mapped_answer_fits_an_ipv4_connection(world: World) -> None:
+    world.feed(lookup(0, "one.example", f"::ffff:{A}"))
+    record = only(world.feed(conn(10, A, end=20)))
+    assert (record.host, record.dns) == ("one.example", (A,))
+
+
+def test_a_remembered_answer_is_no_part_of_the_wait(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, end=5))
+    record = only(world.feed(conn(7005, A, end=7020)))
+    assert (record.host, record.dns_age_us) == ("one.example", 7_000_000)
+    assert record.start.endswith("27.005000Z")
+
+
+def test_addresses_repeated_per_socket_type_are_told_once_in_order(world: World) -> None:
+    world.feed(lookup(0, "one.example", V6, A, V6, B, A, "fe80::1%3"))
+    assert only(world.feed(conn(10, A, end=20))).dns == (V6, A, B, "fe80::1%3")
+
+
+def test_a_name_that_is_no_text_stays_readable(world: World) -> None:
+    world.feed(lookup(0, b"caf\xe9\x1b.example", A))
+    assert only(world.feed(conn(10, A, end=20))).host == "caf\\xe9\x1b.example"
+
+
+def test_an_open_connection_keeps_its_name_whatever_is_asked_after(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    opened = conn(10, A)
+    assert world.core.wants_snapshot()
+    world.snapshot(20, opened)
+    assert not world.core.wants_snapshot()
+    world.feed(*(lookup(21, f"{i}.example", B) for i in range(PER_PROCESS)))
+    assert only(world.feed(ended(opened, 30_000))).host == "one.example"
+    forgotten = only(world.feed(conn(10, A, end=30_000)))
+    assert forgotten.host is None
+
+
+# ---- bounds --------------------------------------------------------------------------------------
+
+
+def test_the_table_of_lookups_is_bounded_and_counts_right() -> None:
+    table = LookupTable(total=100)
+    events = [lookup(i, f"{i}.example", A, pid=1 + i % 37) for i in range(370)]
+    for i in range(100_000):
+        table.add(events[i % 370])
+        assert len(table) <= 100
+        if i % 97 == 0:
+            table.forget(1 + i % 37, 99)
+    assert len(table) == sum(len(list(table.of(pid, 99))) for pid in range(1, 38))
+    assert len(table) > 0
+
+
+def test_one_process_keeps_its_newest_names() -> None:
+    table = LookupTable()
+    for i in range(3 * PER_PROCESS):
+        table.add(lookup(i, f"{i}.example", A))
+    names = [kept.name for kept in table.of(4711, 99)]
+    assert len(table) == len(names) == PER_PROCESS
+    assert names[0] == f"{3 * PER_PROCESS - 1}.example"
+    table.forget(4711, 99)
+    assert len(table) == 0 and (4711, 99) not in table
+
+
+def test_the_join_says_when_it_cannot_know() -> None:
+    table = LookupTable()
+    table.add(lookup(0, "one.example", A))
+    table.add(lookup(1, "two.example", A))
+    assert table.join(conn(10, A), sni=None) is AMBIGUOUS
+    settled = table.join(conn(10, A), sni=None, in_order=True)
+    assert settled.lookup.name == "one.example"
+
+
+def test_hellos_are_bounded_and_put_together_from_their_parts() -> None:
+    table = HelloTable(most=3)
+    connection = conn(0, A)
+    data = client_hello("one.example")
+    for byte in data:
+        table.add(hello(connection, bytes([byte])))
+    assert table.get(connection.sk, connection.connect_ns).client.sni == "one.example"
+    for _ in range(9):
+        table.add(hello(conn(0, A), data))
+        assert len(table) <= 3
+    assert table.get(connection.sk, connection.connect_ns) is None
