@@ -3,7 +3,8 @@
  * Life of a TCP connection that a local process opens: begun, established,
  * failed, closed. One event, at its end.
  */
-/* clang-format off: BCC makes a string of these words */
+/* BCC makes a string of these words. */
+/* clang-format off */
 #define BPF_LICENSE Dual MIT/GPL
 /* clang-format on */
 
