@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 from monitor.errors import DecodeError
@@ -55,7 +55,8 @@ class Phase(IntEnum):
     CLOSED = 5
 
 
-class ConnFlag(IntFlag):
+# Bits are IntEnum: `&` of an int and an IntFlag runs Python code, for each test of each event.
+class ConnFlag(IntEnum):
     """enum conn_flag."""
 
     RX_FIN = 1 << 0
@@ -72,14 +73,14 @@ class ConnFlag(IntFlag):
     TLS_LATE = 1 << 11
 
 
-class RecordFlag(IntFlag):
+class RecordFlag(IntEnum):
     """enum tls_record_flag."""
 
     RX = 1
     FIRST = 2
 
 
-class LookupFlag(IntFlag):
+class LookupFlag(IntEnum):
     """Bits of struct lookup_event's flags."""
 
     CUT = 1

@@ -103,7 +103,6 @@ def _judge(control: int | None, probed: int | None, hits: int) -> SelfTest:
     return SelfTest(result=ReturnProbes.SAFE, reason="a return-probed child in a sandbox lived on")
 
 
-# The file and the offset in it that are mapped at an address of this process.
 class _Child:
     """A forked copy of this process that waits for go() and then makes one call in a sandbox."""
 

@@ -22,6 +22,7 @@ def children() -> set[str]:
 
 def test_this_kernel_gives_an_answer_and_leaves_nothing_behind() -> None:
     before, open_before = children(), os.listdir("/proc/self/fd")
+    threads_before = set(threading.enumerate())
     start = time.monotonic()
     got = check_return_probes()
     assert time.monotonic() - start < 0.5
@@ -31,9 +32,8 @@ def test_this_kernel_gives_an_answer_and_leaves_nothing_behind() -> None:
     else:
         assert got.result is not ReturnProbes.UNKNOWN, got.reason
     assert children() == before
-    for thread in threading.enumerate():  # the one that takes the probe out
-        if thread is not threading.current_thread():
-            thread.join()
+    for thread in set(threading.enumerate()) - threads_before:  # it takes the probe out
+        thread.join()
     assert len(os.listdir("/proc/self/fd")) == len(open_before)
 
 
