@@ -20,7 +20,7 @@ from conmon.record import Record
 from monitor.cli.say import say
 from monitor.correlate import Clock, Correlator, Facts, Lost
 from monitor.correlate.text import address_key
-from monitor.decode import ConnEvent, ConnFlag, ExecEvent, Phase, decode, decode_conn
+from monitor.decode import ConnEvent, ConnFlag, ExecEvent, Phase, decode, decode_conn, peek_conn
 from monitor.errors import DecodeError
 from monitor.kernel.identities import ProcIdentities
 from monitor.kernel.kernel import Kernel
@@ -274,16 +274,21 @@ class Daemon:
 
     def _snapshot(self, now_ns: int) -> None:
         conns = []
+        others = []
         stuck = []
         for data in self.kernel.connections():
-            conn = decode_conn(data)
-            if conn.phase == Phase.CALLING and now_ns - conn.connect_ns > _CALLING_NS:
-                stuck.append(conn)
-            elif conn.phase:
-                conns.append(conn)
+            sk, connect_ns, established_ns, phase = peek_conn(data)
+            if phase == Phase.CALLING and now_ns - connect_ns > _CALLING_NS:
+                stuck.append(decode_conn(data))
+            elif phase == 0:
+                continue  # being made at this moment
+            elif self._core.wants((sk, connect_ns), established=established_ns != 0):
+                conns.append(decode_conn(data))
+            else:
+                others.append((sk, connect_ns))
         # events of connections that ended while the map was read
         self._read_ring()
-        self._hand_out(self._core.snapshot(conns, now_ns=now_ns))
+        self._hand_out(self._core.snapshot(conns, others=others, now_ns=now_ns))
         for conn in stuck:
             if self.kernel.forget_connection(conn.sk):
                 failed = conn._replace(

@@ -32,6 +32,7 @@ __all__ = [
     "TlsRecord",
     "decode",
     "decode_conn",
+    "peek_conn",
 ]
 
 
@@ -285,6 +286,11 @@ _HELLO: Final = struct.Struct("=QQQIHBB")
 _EXEC: Final = struct.Struct("=QII")
 _EXIT: Final = struct.Struct("=QQII")
 
+# sk to established_ns, and phase
+_PEEK: Final = struct.Struct("=QQQQ")
+_PEEK_AT: Final = _HEADER.size + _TASK.size
+_PHASE_AT: Final = struct.calcsize("=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH")
+
 _AFTER_TASK: Final = _HEADER.size + _TASK.size
 _PATH_LEN: Final = 256
 
@@ -316,6 +322,16 @@ def decode_conn(data: memoryview | bytes) -> ConnEvent:
     if len(log) % _RECORD.size:
         raise DecodeError(f"a conn event of {len(data)} bytes")
     return ConnEvent._make((*fields, log))
+
+
+def peek_conn(data: memoryview) -> tuple[int, int, int, int]:
+    """Return sk, connect_ns, established_ns and phase of a ``struct conn_event``, and no more: what
+    tells whether the whole is worth decoding.
+
+    Source: bpf/event.h.
+    """
+    sk, _, connect_ns, established_ns = _PEEK.unpack_from(data, _PEEK_AT)
+    return sk, connect_ns, established_ns, data[_PHASE_AT]
 
 
 def _lookup(data: memoryview) -> LookupEvent:

@@ -17,6 +17,7 @@ import platform
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -86,6 +87,24 @@ def pytest_configure(config: pytest.Config) -> None:
     if "auto" in asked:
         asked |= {name for name, lacks in GROUPS.items() if lacks() is None}
     config.stash[REQUIRED] = asked
+
+
+# Unit tests measure processor time, so they run before the lab has threads and the session records;
+# the tests over all records run after the clients that made them and before the kernel tests,
+# which flood.
+_TESTS = Path(__file__).parent
+_ORDER = ("unit", "lab", "clients", "kernel")
+_OVER_ALL_RECORDS = "test_records_of_the_session.py"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> tuple[int, bool]:
+        folder = item.path.relative_to(_TESTS).parts[0]
+        place = _ORDER.index(folder) if folder in _ORDER else len(_ORDER)
+        return place, item.path.name == _OVER_ALL_RECORDS
+
+    items.sort(key=rank)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

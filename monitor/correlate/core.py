@@ -22,9 +22,9 @@ open connections keep their lookups. ``now_ns`` is CLOCK_MONOTONIC throughout.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from conmon.names import AI_NUMERICHOST
 from conmon.record import Record
@@ -43,7 +43,7 @@ from monitor.decode import (
     Phase,
 )
 
-__all__ = ["Correlator", "Lost"]
+__all__ = ["Correlator", "Key", "Lost"]
 
 # Happy Eyeballs starts the next attempt within 250 ms (RFC 8305), a retry follows at once.
 HOLD_NS: Final = 400_000_000
@@ -67,7 +67,8 @@ class Lost:
 
 AI_CANONNAME: Final = 0x2  # glibc and musl
 
-_Key = tuple[int, int]
+Key = tuple[int, int]
+"""An open connection: its sk and connect_ns."""
 # process, process start, lookup, port: attempts that may belong together
 _Group = tuple[int, int, int, int]
 
@@ -87,13 +88,26 @@ class _HeldLookup:
     deadline_ns: int
 
 
+class _Trial(NamedTuple):
+    """What of an open connection tells whether a failed attempt belongs to it. The event itself is
+    six times as large, and ten thousand are open at a time."""
+
+    pid: int
+    start_ns: int
+    connect_ns: int
+    established_ns: int
+    family: int
+    rport: int
+    raddr: bytes
+
+
 @dataclass(slots=True)
 class _Open:
     """A connection seen in a snapshot."""
 
-    conn: ConnEvent
-    join: Join | None
-    joined: bool
+    trial: _Trial
+    join: Join | None = None
+    joined: bool = False
     earlier: list[ConnEvent] = field(default_factory=list)
     announced: bool = False
     missing: int = 0
@@ -120,7 +134,7 @@ class Correlator:
         self._live = live
         self._lookups = LookupTable()
         self._hellos = HelloTable()
-        self._open: dict[_Key, _Open] = {}
+        self._open: dict[Key, _Open] = {}
         self._held: OrderedDict[_Group, _Held] = OrderedDict()
         self._deferred: list[ConnEvent] = []
         self._failed_lookups: list[_HeldLookup] = []
@@ -157,15 +171,32 @@ class Correlator:
         times += [conn.end_ns + DEFERRED_HOLD_NS for conn in self._deferred]
         return min(times, default=None)
 
-    def snapshot(self, conns: Iterable[ConnEvent], *, now_ns: int) -> list[Record]:
+    def wants(self, key: Key, *, established: bool) -> bool:
+        """Whether the next snapshot needs the event of an open connection, not its key alone.
+
+        Args:
+            key: its sk and connect_ns.
+        """
+        opened = self._open.get(key)
+        if opened is None or not opened.joined:
+            return True
+        return established != bool(opened.trial.established_ns) or (
+            self._live and not opened.announced
+        )
+
+    def snapshot(
+        self, conns: Sequence[ConnEvent], *, others: Iterable[Key] = (), now_ns: int
+    ) -> list[Record]:
         """Take in all connections that are open now, and settle what waited for that.
 
         Args:
-            conns: the map ``conn_by_sk``. Every event that the kernel submitted before it was
-                read has been fed.
+            conns: from the map ``conn_by_sk``. Every event that the kernel submitted before it
+                was read has been fed.
+            others: sk and connect_ns of those in the map that :meth:`wants` did not want.
         """
         self._lookup_since_snapshot = False
-        current = {(conn.sk, conn.connect_ns): conn for conn in conns}
+        current = {(conn.sk, conn.connect_ns) for conn in conns}
+        current.update(others)
         for key in [key for key in self._open if key not in current]:
             known = self._open[key]
             known.missing += 1
@@ -173,22 +204,23 @@ class Correlator:
                 del self._open[key]
                 self._hellos.take(*key)
                 self.vanished += 1
-        fresh: list[_Open] = []
-        for key, conn in current.items():
-            opened = self._open.get(key)
+        fresh: list[tuple[ConnEvent, _Open]] = []
+        for conn in conns:
+            opened = self._open.get((conn.sk, conn.connect_ns))
             if opened is None:
-                opened = _Open(conn, None, False)
+                opened = _Open(_trial_of(conn))
                 if len(self._open) < MAX_OPEN:
-                    self._open[key] = opened
-            opened.conn = conn
+                    self._open[(conn.sk, conn.connect_ns)] = opened
+            elif not opened.trial.established_ns:
+                opened.trial = _trial_of(conn)
             opened.missing = 0
             if not opened.joined:
-                fresh.append(opened)
+                fresh.append((conn, opened))
         records = self._settle_in_order(fresh)
         self._claim_held()
         records += self._expire(now_ns)
         if self._live:
-            records += self._announce()
+            records += self._announce(conns)
         return records
 
     def finish(self) -> list[Record]:
@@ -285,7 +317,7 @@ class Correlator:
             return [self._failed_record(oldest)]
         return []
 
-    def _take_attempts(self, winner: ConnEvent, join: Join) -> list[ConnEvent]:
+    def _take_attempts(self, winner: ConnEvent | _Trial, join: Join) -> list[ConnEvent]:
         """The failed attempts that led to this connection."""
         if not self._held:
             return []
@@ -342,10 +374,10 @@ class Correlator:
 
     # -- what waited --------------------------------------------------------------------------
 
-    def _settle_in_order(self, fresh: list[_Open]) -> list[Record]:
+    def _settle_in_order(self, fresh: list[tuple[ConnEvent, _Open]]) -> list[Record]:
         """Join open connections and put-off ones, in the order in which they began."""
         records: list[Record] = []
-        waiting: list[tuple[ConnEvent, _Open | None]] = [(o.conn, o) for o in fresh]
+        waiting: list[tuple[ConnEvent, _Open | None]] = list(fresh)
         waiting += [(conn, None) for conn in self._deferred]
         self._deferred = []
         waiting.sort(key=lambda item: item[0].connect_ns)
@@ -368,16 +400,16 @@ class Correlator:
         if not self._held:
             return
         for opened in self._open.values():
-            if opened.join is not None and opened.conn.established_ns:
-                opened.earlier += self._take_attempts(opened.conn, opened.join)
+            if opened.join is not None and opened.trial.established_ns:
+                opened.earlier += self._take_attempts(opened.trial, opened.join)
 
     def _expire(self, now_ns: int) -> list[Record]:
         records = []
         trying = (
             {
-                _group(opened.conn, opened.join)
+                _group(opened.trial, opened.join)
                 for opened in self._open.values()
-                if opened.join is not None and not opened.conn.established_ns
+                if opened.join is not None and not opened.trial.established_ns
             }
             if self._held
             else set()
@@ -397,13 +429,11 @@ class Correlator:
             records += [self._lookup_failed(held.lookup) for held in due]
         return records
 
-    def _announce(self) -> list[Record]:
+    def _announce(self, conns: Sequence[ConnEvent]) -> list[Record]:
         records = []
-        for opened in self._open.values():
-            if opened.announced or not opened.joined:
-                continue
-            conn = opened.conn
-            if conn.flags & ConnFlag.TLS and not conn.ssl_done_ns and not conn.first_resp_ns:
+        for conn in conns:
+            opened = self._open.get((conn.sk, conn.connect_ns))
+            if opened is None or opened.announced or not opened.joined:
                 continue
             if not conn.first_resp_ns:
                 continue  # set-up ends with the first answer
@@ -422,11 +452,18 @@ class Correlator:
                 waiting.deadline_ns = min(waiting.deadline_ns, deadline)
 
 
-def _group(conn: ConnEvent, join: Join) -> _Group:
+def _trial_of(conn: ConnEvent) -> _Trial:
+    return _Trial(
+        conn.pid, conn.start_ns, conn.connect_ns, conn.established_ns, conn.family, conn.rport,
+        conn.raddr,
+    )  # fmt: skip
+
+
+def _group(conn: ConnEvent | _Trial, join: Join) -> _Group:
     return (conn.pid, conn.start_ns, id(join.lookup), conn.rport)
 
 
-def _belongs(attempt: ConnEvent, winner: ConnEvent) -> bool:
+def _belongs(attempt: ConnEvent, winner: ConnEvent | _Trial) -> bool:
     """Whether a failed attempt and a connection were tries at the same thing: another address,
     one begun while the other was under way or right after."""
     if attempt.raddr == winner.raddr and attempt.family == winner.family:

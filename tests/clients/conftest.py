@@ -14,8 +14,6 @@ def watch(lab, daemon):  # noqa: F811
 
 
 def pytest_collection_modifyitems(items):
-    """The tests over all records of the session come after those that make them."""
-    items.sort(key=lambda item: item.path.name == "test_records_of_the_session.py")
     for item in items:
         if item.path.is_relative_to(_HERE):
             # Figures are held to 5 % or 500 µs, and another machine's load on this host's cores

@@ -190,14 +190,14 @@ def test_a_damaged_library_gives_an_answer_or_elf_error_soon(
         raw[at : at + len(value)] = value
     scratch.write_bytes(raw[:cut])
     fd = os.open(scratch, os.O_RDONLY)
-    start = time.process_time()
+    start = time.thread_time()
     try:
         inspect(fd, NAMES)
     except ElfError:
         pass
     finally:
         os.close(fd)
-    assert time.process_time() - start < 0.1
+    assert time.thread_time() - start < 0.1
 
 
 def test_huge_claims_do_not_cost_much(tmp_path: Path) -> None:
@@ -219,6 +219,6 @@ def test_huge_claims_do_not_cost_much(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     path.write_bytes(header + symtab + strtab)
     os.truncate(path, 40 << 20)
-    start = time.process_time()
+    start = time.thread_time()
     assert look(path).symbols == {}
-    assert time.process_time() - start < 0.25
+    assert time.thread_time() - start < 0.25

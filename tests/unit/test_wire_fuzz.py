@@ -159,9 +159,9 @@ def test_bulk_mutations():
     # Slow is what stays slow when done again: the first time may hold a pause not its own.
     def timed(call: Callable[[], object]) -> object:
         for _ in range(3):
-            start = time.perf_counter_ns()
+            start = time.thread_time_ns()
             result = call()
-            took = time.perf_counter_ns() - start
+            took = time.thread_time_ns() - start
             if took < SLOW_NS:
                 return result
         slow[repr(call)] = took
@@ -234,7 +234,7 @@ def test_worst_cases_stay_under_a_millisecond():
 def quickest(call: Callable[[], object]) -> int:
     took = []
     for _ in range(20):
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         call()
-        took.append(time.perf_counter_ns() - start)
+        took.append(time.thread_time_ns() - start)
     return min(took)
