@@ -59,6 +59,10 @@ def _spread(summary: Summary, form: Callable[[float], str]) -> str:
     return f"{form(summary.median)} (median of {summary.runs}, {low} to {high})"
 
 
+def _in_seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s"
+
+
 def _drop_page_cache() -> bool:
     os.sync()
     try:
@@ -87,19 +91,31 @@ class Bench:
     def ready(self) -> None:
         """Time from start to ready."""
         print(f"time to ready (aim: under {_AIM_READY_S:g} s warm)")
-        for label, prepare in (("cold, page cache dropped", _drop_page_cache), ("warm", None)):
-            values = []
-            for _ in range(self._rounds):
-                if prepare is not None and not prepare():
-                    break
-                with conmond("--quiet") as daemon:
-                    values.append(daemon.ready_s)
-            if not values:
-                _say(label, "not measured: the page cache cannot be dropped here")
-                continue
-            summary = summarize(values)
-            text = _spread(summary, lambda s: f"{s:.2f} s")
-            _say(label, text + ("" if prepare else f": {_verdict(summary.median, _AIM_READY_S)}"))
+        cold = [self._cold_start_s() for _ in range(self._rounds)]
+        measured = [seconds for seconds in cold if seconds is not None]
+        _say(
+            "cold, nothing cached or compiled",
+            _spread(summarize(measured), _in_seconds)
+            if measured
+            else "not measured: the page cache cannot be dropped here",
+        )
+        values = []
+        for _ in range(self._rounds + 1):
+            with conmond("--quiet") as daemon:
+                values.append(daemon.ready_s)
+        del values[0]  # filled the caches again
+        summary = summarize(values)
+        verdict = _verdict(summary.median, _AIM_READY_S)
+        _say("warm", f"{_spread(summary, _in_seconds)}: {verdict}")
+
+    def _cold_start_s(self) -> float | None:
+        if not _drop_page_cache():
+            return None
+        with (
+            tempfile.TemporaryDirectory(dir=self._folder) as cache,
+            conmond("--quiet", cache=Path(cache)) as daemon,
+        ):
+            return daemon.ready_s
 
     def memory(self) -> None:
         """Proportional set size, idle and with many connections open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -67,9 +68,15 @@ class Conmond:
 
 
 @contextmanager
-def conmond(*options: str, stdout: IO[bytes] | int = subprocess.DEVNULL) -> Iterator[Conmond]:
+def conmond(
+    *options: str, stdout: IO[bytes] | int = subprocess.DEVNULL, cache: Path | None = None
+) -> Iterator[Conmond]:
     """Run conmond; in the block it is ready, after it it has ended.
 
+    Args:
+        options: of its command line.
+        stdout: where records go.
+        cache: where it keeps compiled programs; None is where it always does.
     Raises:
         BenchError: it did not start, or ended with an error.
     """
@@ -77,6 +84,7 @@ def conmond(*options: str, stdout: IO[bytes] | int = subprocess.DEVNULL) -> Iter
     process = subprocess.Popen(
         [sys.executable, "-m", "monitor.cli.conmond", *options],
         cwd=_ROOT,
+        env=os.environ if cache is None else {**os.environ, "CACHE_DIRECTORY": str(cache)},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
