@@ -10,13 +10,16 @@ from tests.lab.daemon import ROOT
 
 pytestmark = pytest.mark.client
 
+MOST = 2000
+
 
 @pytest.fixture(scope="module")
 def records(watch):
     watch.settle()
     found = watch.daemon.records()
     assert found
-    return found
+    # The daemon sees the whole host: a flood of somebody else's would take minutes to validate.
+    return found[:: len(found) // MOST + 1]
 
 
 def test_every_record_fits_the_schema(records):
