@@ -64,19 +64,25 @@ class ProcIdentities:
     def __init__(self, cgroup_root: str | None, proc: str = "/proc") -> None:
         self._root = cgroup_root
         self._proc = Path(proc)
-        # (pid, process start) -> path; by inode for processes that forked and never exec'd
-        self._exe_by_process: OrderedDict[tuple[int, int], str | None] = OrderedDict()
+        # (pid, process start) -> (device, inode), path of the newest exec; by inode for processes
+        # that forked and never exec'd
+        self._exe_by_process: OrderedDict[tuple[int, int], tuple[tuple[int, int], str | None]] = (
+            OrderedDict()
+        )
         self._exe_by_inode: OrderedDict[tuple[int, int], str] = OrderedDict()
         self._cgroups: OrderedDict[int, tuple[str | None, str | None]] = OrderedDict()
-        self._identities: OrderedDict[tuple[int, int, bytes, int], Identity] = OrderedDict()
+        self._identities: OrderedDict[tuple[int, int, bytes, int, int, int], Identity] = (
+            OrderedDict()
+        )
 
     def learn(self, event: ExecEvent) -> None:
         """Take in that a process became another program."""
         task = event.task
         path = printable_text(event.path) if event.path else None
-        self._exe_by_process[(task.pid, task.start_ns)] = path
+        file = (task.exe_dev, task.exe_ino)
+        self._exe_by_process[(task.pid, task.start_ns)] = file, path
         if path is not None and task.exe_ino:
-            self._exe_by_inode[(task.exe_dev, task.exe_ino)] = path
+            self._exe_by_inode[file] = path
             _bound(self._exe_by_inode, MAX_PATHS)
         _bound(self._exe_by_process, MAX_PROCESSES)
 
@@ -85,7 +91,8 @@ class ProcIdentities:
     ) -> Identity:
         """See :class:`monitor.correlate.identity.Identities`."""
         comm = comm.split(b"\0", 1)[0]
-        key = (pid, start_ns, comm, cgroup_id)
+        # a process that becomes another program may keep its name: a wrapper, then the real one
+        key = (pid, start_ns, comm, cgroup_id, exe_dev, exe_ino)
         known = self._identities.get(key)
         if known is not None:
             return known
@@ -98,9 +105,10 @@ class ProcIdentities:
         return identity
 
     def _exe(self, pid: int, start_ns: int, ino: int, dev: int) -> str | None:
-        path = self._exe_by_process.get((pid, start_ns))
-        if path is not None:
+        file, path = self._exe_by_process.get((pid, start_ns), (None, None))
+        if path is not None and file == (dev, ino):
             return path
+        path = None
         # A pid alone could be another process by now; its inode cannot lie.
         link = self._proc / str(pid) / "exe"
         try:
