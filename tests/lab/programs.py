@@ -46,9 +46,12 @@ def run(
     )
     try:
         stdout, stderr = process.communicate(stdin, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException:
         process.kill()
-        process.communicate()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
         raise
     return Done(process.pid, process.returncode, stdout, stderr, time.monotonic() - started)
 
