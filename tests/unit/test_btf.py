@@ -147,7 +147,7 @@ def test_damage_is_told_in_a_sentence(blob: bytes, change, sentence: str) -> Non
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=500)
+@settings(max_examples=300)
 def test_any_bytes_give_offsets_or_btf_error(data: st.DataObject) -> None:
     made = Blob()
     u32 = made.int("u32", 4)
