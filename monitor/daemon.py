@@ -277,15 +277,17 @@ class Daemon:
         others = []
         stuck = []
         for data in self.kernel.connections():
-            sk, connect_ns, established_ns, phase = peek_conn(data)
-            if phase == Phase.CALLING and now_ns - connect_ns > _CALLING_NS:
+            seen = peek_conn(data)
+            key = (seen.sk, seen.connect_ns)
+            process = (seen.pid, seen.start_ns)
+            if seen.phase == Phase.CALLING and now_ns - seen.connect_ns > _CALLING_NS:
                 stuck.append(decode_conn(data))
-            elif phase == 0:
+            elif seen.phase == 0:
                 continue  # being made at this moment
-            elif self._core.wants((sk, connect_ns), established=established_ns != 0):
+            elif self._core.wants(key, process, established=seen.established_ns != 0):
                 conns.append(decode_conn(data))
             else:
-                others.append((sk, connect_ns))
+                others.append(key)
         # events of connections that ended while the map was read
         self._read_ring()
         self._hand_out(self._core.snapshot(conns, others=others, now_ns=now_ns))

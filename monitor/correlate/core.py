@@ -171,14 +171,20 @@ class Correlator:
         times += [conn.end_ns + DEFERRED_HOLD_NS for conn in self._deferred]
         return min(times, default=None)
 
-    def wants(self, key: Key, *, established: bool) -> bool:
+    def wants(self, key: Key, process: tuple[int, int], *, established: bool) -> bool:
         """Whether the next snapshot needs the event of an open connection, not its key alone.
+
+        Most open connections are of processes that have looked up nothing lately: there is nothing
+        to remember of them until they end.
 
         Args:
             key: its sk and connect_ns.
+            process: the pid and start of its process.
         """
         opened = self._open.get(key)
-        if opened is None or not opened.joined:
+        if opened is None:
+            return self._live or process in self._lookups
+        if not opened.joined:
             return True
         return established != bool(opened.trial.established_ns) or (
             self._live and not opened.announced

@@ -7,7 +7,18 @@ import pytest
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.lookups import AMBIGUOUS, PER_PROCESS, LookupTable
 from monitor.decode import ConnFlag
-from tests.unit.events import World, client_hello, conn, ended, hello, lookup, only
+from tests.unit.events import (
+    PID,
+    START_NS,
+    World,
+    at,
+    client_hello,
+    conn,
+    ended,
+    hello,
+    lookup,
+    only,
+)
 
 A, B, V6 = "192.0.2.1", "192.0.2.2", "2001:db8::1"
 
@@ -240,3 +251,24 @@ def test_hellos_are_bounded_and_put_together_from_their_parts() -> None:
         table.add(hello(conn(0, A), data))
         assert len(table) <= 3
     assert table.get(connection.sk, connection.connect_ns) is None
+
+
+def test_a_snapshot_wants_only_open_connections_that_it_has_a_use_for():
+    world = World()
+    opened = conn(20, end=None)
+    key, process = (opened.sk, opened.connect_ns), (PID, START_NS)
+
+    def wants(established: bool = True, live: World = world) -> bool:
+        return live.core.wants(key, process, established=established)
+
+    assert not wants()  # its process has looked up nothing
+    assert wants(live=World(live=True))
+    world.feed(lookup(0, "one.example", "192.0.2.1", end=10))
+    assert wants()
+    world.snapshot(30, opened)
+    assert not wants()  # its lookup is remembered
+    assert world.core.snapshot([], others=[key], now_ns=at(1000)) == []
+    assert world.core.snapshot([], others=[key], now_ns=at(2000)) == []
+    record = only(world.feed(ended(opened, 3000)))
+    assert record.host == "one.example"
+    assert world.core.vanished == 0

@@ -33,6 +33,7 @@ from monitor.decode import (
     Task,
     decode,
     decode_conn,
+    peek_conn,
 )
 from monitor.errors import DecodeError
 from monitor.kernel.kernel import CONN_BYTES
@@ -180,7 +181,10 @@ def test_every_field_of_a_conn_event_is_read_from_its_place(compiled: Compiled) 
     assert (got.pop("kind"), got.pop("size")) == (Kind.CONN, CONN_BYTES)
     del got["log"]
     assert got == {**without(expected), **task}
-    assert decode_conn(compiled.run("conn_event")) == event
+    raw = compiled.run("conn_event")
+    assert decode_conn(raw) == event
+    peek = peek_conn(memoryview(raw))
+    assert peek._asdict() == {name: getattr(event, name) for name in peek._fields}
 
 
 def test_every_field_of_a_lookup_is_read_from_its_place(compiled: Compiled) -> None:
