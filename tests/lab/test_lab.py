@@ -6,6 +6,8 @@ A figure that these tests hold to is one that a client test may hold conmond to.
 from __future__ import annotations
 
 import subprocess
+import time
+from pathlib import Path
 
 import dns.rcode
 import pytest
@@ -135,6 +137,11 @@ def test_many_clients_at_once(lab):
 def test_nothing_is_left_of_a_namespace():
     with netns.namespace() as space:
         left_behind = space.popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=None)
+        inside = Path(f"/proc/{left_behind.pid}/ns/net")
+        deadline = time.monotonic() + 5
+        while inside.stat().st_ino != space.inode:  # it is on its way there
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         etc = netns.ETC_DIR / space.name
         assert space.path.exists()
         assert etc.exists()
