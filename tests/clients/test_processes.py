@@ -128,6 +128,7 @@ def test_other_namespaces_with_their_own_libc(lab, watch, tmp_path):
             # A library that nobody has used before is probed when it is first mapped, and this
             # first user, if it is quick, has asked by then.
             run(island, argv)
+            watch.settle()  # its record is not the one that is looked at
             seen = watch.run(
                 argv,
                 space=island,
