@@ -28,6 +28,7 @@
 #define ANSWER_SMALL   8   /* ... in the small form that most lookups fit; likewise */
 #define HELLO_MAX      4096
 #define HELLO_SMALL    1024 /* the usual padded ClientHello is 517 bytes; powers of two */
+#define DNS_MAX        1024 /* of a message; a power of two */
 #define PATH_LEN       256  /* of an executable's path; a power of two */
 #define COMPONENT_LEN  128  /* longest path component kept */
 
@@ -37,6 +38,7 @@ enum event_kind {
 	EVENT_HELLO = 3,  /* struct hello_event, cut after its data (8-aligned) */
 	EVENT_EXEC = 4,   /* struct exec_event */
 	EVENT_EXIT = 5,   /* struct exit_event */
+	EVENT_DNS = 6,    /* struct dns_event, cut after its data */
 };
 
 struct event_header {
@@ -227,6 +229,19 @@ struct exit_event {
 	__u32 pad;
 };
 
+/* A DNS message over UDP port 53: a question leaving, an answer arriving. */
+struct dns_event {
+	struct event_header header;
+	struct task_info task; /* questions only: who sends it */
+	__u64 sk;              /* the socket: a key that answer and question share */
+	__u64 ts_ns;
+	__u16 len; /* bytes of data */
+	__u8 received;
+	__u8 cut; /* 1 = the message was longer */
+	__u32 pad;
+	__u8 data[DNS_MAX];
+};
+
 /* Indices of the per-CPU counter array. */
 enum counter {
 	COUNT_LOST_CONN = 0, /* submits that failed after every retry */
@@ -240,7 +255,8 @@ enum counter {
 	COUNT_CONNS = 8,   /* connections begun */
 	COUNT_STALE = 9,   /* entries found in the way of a new connection */
 	COUNT_BYTES = 10,  /* handed over in conn events */
-	COUNT_MAX = 11,
+	COUNT_LOST_DNS = 11,
+	COUNT_MAX = 12,
 };
 
 _Static_assert(sizeof(struct task_info) == 64, "mirrored in decode.py");

@@ -353,7 +353,15 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	if (!sk)
 		return 1;
 	c = conn_by_sk.lookup(&sk);
-	if (!c || !parse_packet(skb, &part))
+	if (!c) {
+		u64 plain; /* the verifier lets nobody compute with a typed pointer */
+
+		bpf_probe_read_kernel(&plain, sizeof(plain), &sk);
+		if (READ_FIELD(u16, plain, OFF_sock_sk_protocol) == IPPROTO_UDP)
+			on_udp(skb, plain, rx);
+		return 1;
+	}
+	if (!parse_packet(skb, &part))
 		return 1;
 	if (part.flags & TCP_FLAG_RST)
 		c->flags |= rx ? CONN_RX_RST : CONN_TX_RST;

@@ -41,7 +41,8 @@ _SWEEP_NS: Final = 1_000_000_000
 # connect() noted but no SYN for so long: it failed, and its socket was kept.
 _CALLING_NS: Final = 1_000_000_000
 _LOST_COUNTERS: Final = (
-    "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "conn_full", "lookup_full",
+    "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "lost_dns",
+    "conn_full", "lookup_full",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "ConnEvent",
     "ConnFlag",
     "ConnPeek",
+    "DnsEvent",
     "Event",
     "ExecEvent",
     "ExitEvent",
@@ -45,6 +46,7 @@ class Kind(IntEnum):
     HELLO = 3
     EXEC = 4
     EXIT = 5
+    DNS = 6
 
 
 class Phase(IntEnum):
@@ -110,6 +112,7 @@ COUNTERS: Final = (
     "conns",
     "stale",
     "bytes",
+    "lost_dns",
 )
 
 
@@ -273,7 +276,19 @@ class ExitEvent(NamedTuple):
     pid: int
 
 
-Event = ConnEvent | LookupEvent | HelloEvent | ExecEvent | ExitEvent
+class DnsEvent(NamedTuple):
+    """struct dns_event: a DNS message on UDP port 53."""
+
+    task: Task
+    """Who sent it; of an answer nothing is known."""
+    sk: int
+    ts_ns: int
+    received: bool
+    cut: bool
+    data: bytes
+
+
+Event = DnsEvent | ConnEvent | LookupEvent | HelloEvent | ExecEvent | ExitEvent
 
 _HEADER: Final = struct.Struct("=II")
 _TASK: Final = struct.Struct("=QQQIIIIII16s")
@@ -286,6 +301,7 @@ _LOOKUP: Final = struct.Struct("=QQiHHHHI256s32s")
 _HELLO: Final = struct.Struct("=QQQIHBB")
 _EXEC: Final = struct.Struct("=QII")
 _EXIT: Final = struct.Struct("=QQII")
+_DNS: Final = struct.Struct("=QQHBBI")
 
 # start_ns, pid; then sk, connect_ns, established_ns, with what stands between left out
 _PEEK: Final = struct.Struct("=Q 20x I 32x Q 8x QQ")
@@ -377,12 +393,21 @@ def _exit(data: memoryview) -> ExitEvent:
     return ExitEvent(ts_ns, start_ns, pid)
 
 
+def _dns(data: memoryview) -> DnsEvent:
+    sk, ts_ns, length, received, cut, _ = _DNS.unpack_from(data, _AFTER_TASK)
+    at = _AFTER_TASK + _DNS.size
+    return DnsEvent(
+        _task(data), sk, ts_ns, bool(received), bool(cut), bytes(data[at : at + length])
+    )
+
+
 _DECODERS: Final[dict[int, Callable[[memoryview], Event]]] = {
     Kind.CONN: decode_conn,
     Kind.LOOKUP: _lookup,
     Kind.HELLO: _hello,
     Kind.EXEC: _exec,
     Kind.EXIT: _exit,
+    Kind.DNS: _dns,
 }
 
 

@@ -327,7 +327,7 @@ def record_of(
         dns=lookup.addresses if lookup else None,
         dns_us=(lookup.end_ns - lookup.start_ns) // 1000 if lookup else None,
         dns_disp=_dns_disp(lookup, facts),
-        dns_source="getaddrinfo" if lookup else ("literal" if literal else None),
+        dns_source=lookup.source if lookup else ("literal" if literal else None),
         dns_age_us=(conn.connect_ns - lookup.end_ns) // 1000 if lookup else None,
         dns_match=join.match if join else None,
         sockconn_us=(established - conn.connect_ns) // 1000 if established else None,

@@ -29,12 +29,14 @@ from typing import Final, NamedTuple
 from conmon.names import AI_NUMERICHOST
 from conmon.record import Record
 from monitor.correlate.build import Clock, Facts, lookup_record, record_of
+from monitor.correlate.dns_wire import DnsTable
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.identity import Identities, Identity
 from monitor.correlate.lookups import Ambiguous, Join, Lookup, LookupTable
 from monitor.decode import (
     ConnEvent,
     ConnFlag,
+    DnsEvent,
     Event,
     ExecEvent,
     ExitEvent,
@@ -133,6 +135,7 @@ class Correlator:
         self._identities = identities
         self._live = live
         self._lookups = LookupTable()
+        self._dns = DnsTable()
         self._hellos = HelloTable()
         self._open: dict[Key, _Open] = {}
         self._held: OrderedDict[_Group, _Held] = OrderedDict()
@@ -150,6 +153,9 @@ class Correlator:
                 return self._conn_ended(event)
             case LookupEvent():
                 self._lookup_returned(event)
+            case DnsEvent():
+                self._lookup_since_snapshot = True
+                self._dns.add(event)
             case HelloEvent():
                 self._hellos.add(event)
             case ExitEvent():
@@ -183,7 +189,7 @@ class Correlator:
         """
         opened = self._open.get(key)
         if opened is None:
-            return self._live or process in self._lookups
+            return self._live or process in self._lookups or process in self._dns
         if not opened.joined:
             return True
         return established != bool(opened.trial.established_ns) or (
@@ -289,14 +295,26 @@ class Correlator:
         if opened is not None and opened.joined:
             return self._finish_conn(conn, opened.join, opened.earlier)
         if (conn.pid, conn.start_ns) not in self._lookups:
-            return self._finish_conn(conn, None, ())
+            return self._finish_conn(conn, self._wire_join(conn), ())
         join = self._lookups.join(conn, sni=self._sni(conn))
         if isinstance(join, Ambiguous):
             if len(self._deferred) < MAX_HELD:
                 self._deferred.append(conn)
                 return []
             join = None  # a wrong name would be worse than none
+        elif join is None:
+            join = self._wire_join(conn)
         return self._finish_conn(conn, join, ())
+
+    # What DNS messages on the wire say, where no getaddrinfo() was seen to explain a connection.
+    def _wire_join(self, conn: ConnEvent) -> Join | None:
+        process = (conn.pid, conn.start_ns)
+        if process not in self._dns or self._lookups.literal_asked(conn):
+            return None
+        lookup = self._dns.lookup(conn)
+        if lookup is None:
+            return None
+        return Join(lookup, "thread" if lookup.task.tid == conn.tid else "process")
 
     def _finish_conn(
         self, conn: ConnEvent, join: Join | None, earlier: Iterable[ConnEvent]
@@ -389,7 +407,7 @@ class Correlator:
         waiting.sort(key=lambda item: item[0].connect_ns)
         for conn, opened in waiting:
             found = self._lookups.join(conn, sni=self._sni(conn), in_order=True)
-            join = None if isinstance(found, Ambiguous) else found
+            join = None if isinstance(found, Ambiguous) else found or self._wire_join(conn)
             if opened is None:
                 records += self._finish_conn(conn, join, ())
             elif conn.established_ns:

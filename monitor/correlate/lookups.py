@@ -19,7 +19,15 @@ from typing import Final, Literal
 from monitor.correlate.text import address_key, address_text, printable_text
 from monitor.decode import ConnEvent, LookupEvent, LookupFlag, Task
 
-__all__ = ["AMBIGUOUS", "Ambiguous", "Join", "Lookup", "LookupTable"]
+__all__ = [
+    "AMBIGUOUS",
+    "Ambiguous",
+    "Join",
+    "Lookup",
+    "LookupTable",
+    "make_lookup",
+    "make_wire_lookup",
+]
 
 # A process seldom has more names in use than a browser has tabs' worth of hosts.
 PER_PROCESS: Final = 256
@@ -48,6 +56,8 @@ class Lookup:
     is_literal: bool
     uses: int = 0
     """Connections established from it."""
+    source: str = "getaddrinfo"
+    """The record's ``dns_source``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +196,26 @@ def make_lookup(event: LookupEvent) -> Lookup:
         keys=frozenset(keys),
         cut=bool(event.flags & LookupFlag.CUT),
         is_literal=_is_literal(name, tuple(addresses)),
+    )
+
+
+def make_wire_lookup(
+    task: Task, name: str, *, start_ns: int, end_ns: int, answers: list[tuple[int, bytes]]
+) -> Lookup:
+    """A lookup as DNS messages tell it: (family, 16 bytes) of each address."""
+    return Lookup(
+        task=task,
+        name=name,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        ret=0,
+        hint_flags=0,
+        service_port=0,
+        addresses=tuple(dict.fromkeys(address_text(*answer) for answer in answers)),
+        keys=frozenset(address_key(*answer) for answer in answers),
+        cut=False,
+        is_literal=False,
+        source="wire",
     )
 
 

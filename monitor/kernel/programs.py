@@ -23,6 +23,7 @@ __all__ = [
 # only. conn.bpf.c has what the others share.
 SOURCES: Final = (
     "conn.bpf.c",
+    "dns.bpf.c",
     "packet.bpf.c",
     "resolve.bpf.c",
     "tls.bpf.c",

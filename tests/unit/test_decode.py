@@ -21,6 +21,7 @@ from monitor.decode import (
     COUNTERS,
     ConnEvent,
     ConnFlag,
+    DnsEvent,
     ExecEvent,
     ExitEvent,
     HelloEvent,
@@ -46,6 +47,7 @@ EVENTS = {
     "hello_event": Kind.HELLO,
     "exec_event": Kind.EXEC,
     "exit_event": Kind.EXIT,
+    "dns_event": Kind.DNS,
 }
 # Fields that say how much of the struct counts.
 GIVEN = {
@@ -54,6 +56,7 @@ GIVEN = {
     "hello_event.len": 7,
     "exec_event.path_start": 250,
     "exec_event.path_cut": 0,
+    "dns_event.len": 9,
 }
 WIDTH = {"__u8": 1, "char": 1, "__u16": 2, "__u32": 4, "__s32": 4, "__u64": 8}
 CONSTANTS = dict(re.findall(r"#define\s+(\w+)\s+(\d+)", HEADER))
@@ -217,6 +220,15 @@ def test_every_field_of_an_exit_is_read_from_its_place(compiled: Compiled) -> No
     assert event._asdict() == without(compiled.expected["exit_event"])
 
 
+def test_every_field_of_a_dns_message_is_read_from_its_place(compiled: Compiled) -> None:
+    expected = without(compiled.expected["dns_event"])
+    event = decode(memoryview(compiled.run("dns_event")))
+    assert isinstance(event, DnsEvent)
+    expected["data"] = expected["data"][:9]
+    expected |= {"received": True, "cut": True}
+    assert as_written(event) == expected
+
+
 def test_the_map_is_read_with_the_size_the_compiler_gives_it(compiled: Compiled) -> None:
     assert compiled.constants("CONN_BYTES") == {"": CONN_BYTES}
 
@@ -257,6 +269,7 @@ SIZES = {
     Kind.HELLO: decoder._HEADER.size + decoder._HELLO.size,
     Kind.EXEC: decoder._AFTER_TASK + decoder._EXEC.size,
     Kind.EXIT: decoder._HEADER.size + decoder._EXIT.size,
+    Kind.DNS: decoder._AFTER_TASK + decoder._DNS.size,
 }
 
 
@@ -272,7 +285,7 @@ def test_a_byte_less_than_the_fixed_part_is_an_error_and_no_byte_more_is_needed(
             decode(memoryview(event_bytes(kind, bytes(SIZES[kind]))[:size]))
 
 
-@pytest.mark.parametrize("kind", [0, 6, 255, 0xFFFFFFFF])
+@pytest.mark.parametrize("kind", [0, 7, 255, 0xFFFFFFFF])
 def test_an_unknown_kind_is_an_error(kind: int) -> None:
     with pytest.raises(DecodeError):
         decode(memoryview(event_bytes(kind, bytes(4096))))
