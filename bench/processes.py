@@ -82,7 +82,7 @@ def conmond(
     """
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "monitor.cli.conmond", *options],
+        [sys.executable, "-m", "monitor.cli.conmond", "--no-history", *options],
         cwd=_ROOT,
         env=os.environ if cache is None else {**os.environ, "CACHE_DIRECTORY": str(cache)},
         stdin=subprocess.DEVNULL,

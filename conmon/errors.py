@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["ConmonError", "RecordError"]
+__all__ = [
+    "ConmonError",
+    "DaemonAnswerError",
+    "DaemonError",
+    "DaemonUnreachable",
+    "NotFound",
+    "NotPermitted",
+    "RecordError",
+]
 
 
 class ConmonError(Exception):
@@ -11,3 +19,23 @@ class ConmonError(Exception):
 
 class RecordError(ConmonError, ValueError):
     """Text or data that is not a conmon record. The message is one sentence naming the key."""
+
+
+class DaemonError(ConmonError):
+    """The daemon did not give what was asked of it."""
+
+
+class DaemonUnreachable(DaemonError):
+    """No daemon answers, or it broke off in mid-answer."""
+
+
+class NotPermitted(DaemonError):
+    """It answers root and members of its group alone."""
+
+
+class NotFound(DaemonError):
+    """It knows no such record, or none that the asker may see."""
+
+
+class DaemonAnswerError(DaemonError):
+    """It refused the question, or its answer cannot be read."""

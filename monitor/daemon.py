@@ -1,7 +1,8 @@
 """The daemon's loop: reads the kernel side, feeds the correlator, hands records out.
 
-One thread and one epoll. The ring is read on a timer, since waking for every event would cost
-more than the event; the kernel side wakes the loop itself when a burst fills the ring.
+One thread and one epoll; the query socket's threads look in between, under one lock that the
+loop holds whenever it is not waiting. The ring is read on a timer, since waking for every event
+would cost more than the event; the kernel side wakes the loop itself when a burst fills the ring.
 """
 
 from __future__ import annotations
@@ -10,23 +11,44 @@ import os
 import resource
 import select
 import signal
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from conmon.record import Record
+from monitor.api.access import group_id
+from monitor.api.listen import PathInUse
+from monitor.api.routes import Routes
+from monitor.api.server import Limits, Server
+from monitor.cli.output import json_line
 from monitor.cli.say import say
 from monitor.correlate import Clock, Correlator, Facts, Lost
 from monitor.correlate.text import address_key
-from monitor.decode import ConnEvent, ConnFlag, ExecEvent, Phase, decode, decode_conn, peek_conn
+from monitor.decode import (
+    ConnEvent,
+    ConnFlag,
+    ExecEvent,
+    LookupEvent,
+    Phase,
+    decode,
+    decode_conn,
+    peek_conn,
+)
 from monitor.errors import DecodeError
+from monitor.history import History
+from monitor.keep import Keep
 from monitor.kernel.identities import ProcIdentities
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.libraries import Libraries
 from monitor.kernel.routes import connect_errno
-from monitor.options import Options, RecordSink
+from monitor.options import Options, RecordSink, Serve
+from monitor.service import Service
+from monitor.stats import Stats
+from monitor.view import View
 
 __all__ = ["Daemon", "run"]
 
@@ -40,10 +62,8 @@ _CLOCK_NS: Final = 10_000_000_000
 _SWEEP_NS: Final = 1_000_000_000
 # connect() noted but no SYN for so long: it failed, and its socket was kept.
 _CALLING_NS: Final = 1_000_000_000
-_LOST_COUNTERS: Final = (
-    "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "lost_dns",
-    "conn_full", "lookup_full",
-)  # fmt: skip
+# Processes whose start is remembered for their records, which may come a moment after their end.
+_MAX_STARTS: Final = 16_384
 
 
 def run(options: Options, out: RecordSink) -> int:
@@ -133,11 +153,19 @@ class Daemon:
     _clock: Clock = field(default_factory=Clock)
     _core: Correlator = field(init=False)
     _libraries: Libraries = field(init=False)
+    _keep: Keep = field(init=False)
+    _view: View = field(init=False)
+    _server: Server | None = None
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _service: Service = field(default_factory=lambda: Service(os.environ))
+    _starts: OrderedDict[int, int] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
+        started_ns = time.time_ns()
         self._identities = ProcIdentities(self.kernel.cgroup)
         self._libraries = Libraries(self.kernel.loaded)
-        for sentence in (*self.kernel.attached.unseen(), *self._libraries.start()):
+        unseen = [*self.kernel.attached.unseen(), *self._libraries.start()]
+        for sentence in unseen:
             say(sentence)
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read(8)
@@ -148,6 +176,61 @@ class Daemon:
             clock=self._clock,
             live=self.options.live,
         )
+        limits = self.options.stats
+        self._keep = Keep(
+            Stats(
+                started_ns=started_ns,
+                max_processes=limits.max_processes,
+                max_hosts=limits.max_hosts,
+            ),
+            self._open_history(),
+            json_line,
+        )
+        self._view = View(
+            lock=self._lock,
+            kernel=self.kernel,
+            core=self._core,
+            identities=self._identities,
+            libraries=self._libraries,
+            clock=self._clock,
+            keep=self._keep,
+            started_ns=started_ns,
+            catch_up=self._catch_up,
+            unseen=unseen,
+        )
+        if self.options.serve is not None:
+            self._serve(self.options.serve)
+
+    def _open_history(self) -> History | None:
+        wanted = self.options.history
+        if wanted is None:
+            return None
+        return History.open(
+            os.path.join(wanted.folder, "history.db"),
+            max_age_s=wanted.max_age_s,
+            max_bytes=wanted.max_bytes,
+            say=say,
+        )
+
+    def _serve(self, serve: Serve) -> None:
+        group = group_id(serve.group)
+        try:
+            self._server = Server(
+                serve.path,
+                Routes(self._view),
+                json_line,
+                group=group,
+                limits=Limits(max_clients=serve.max_clients, rate=serve.rate),
+                say=say,
+                metrics_listen=serve.metrics_listen,
+            )
+        except PathInUse as exc:
+            if serve.insist:
+                raise
+            say(f"{exc}; this one answers no queries")
+            return
+        self._view.server = self._server
+        self._server.start()
 
     def loop(self) -> int:
         """Run until told to stop; see :func:`run`."""
@@ -160,6 +243,7 @@ class Daemon:
         watched_libraries: int | None = None
         quiet = 0
         say_ready()
+        self._service.ready()
         try:
             while self.stop.signal is None and not self.out.closed:
                 now_ns = time.monotonic_ns()
@@ -176,21 +260,31 @@ class Daemon:
                     wait_s = min(wait_s, max(0.001, (resume_ns - now_ns) / 1e9))
                 watched_libraries = self._watch_libraries(poll, watched_libraries)
                 ready = poll.poll(wait_s)
-                if resume_ns is not None or any(fd == watched_libraries for fd, _ in ready):
-                    self._libraries.handle()
-                quiet = 0 if self._read_ring() else quiet + 1
-                self._periodic(time.monotonic_ns())
-                self.out.flush()
+                with self._lock:
+                    if resume_ns is not None or any(fd == watched_libraries for fd, _ in ready):
+                        self._libraries.handle()
+                    quiet = 0 if self._read_ring() else quiet + 1
+                    now_ns = time.monotonic_ns()
+                    self._periodic(now_ns)
+                    self._pass_on()
+                    if not self.kernel.ring.stuck(now_ns):
+                        self._service.alive(now_ns)
                 watched_out = self._watch_out(poll, watched_out)
         finally:
             poll.close()
-        self._drain()
+        self._service.stopping()
+        with self._lock:
+            self._drain()
         if self.stop.signal == signal.SIGINT:
             return 130
         return 0
 
     def close(self) -> None:
-        """Detach the library probes."""
+        """Stop answering, write what is pending, detach the library probes."""
+        if self._server is not None:
+            self._server.close()
+        if self._keep.history is not None:
+            self._keep.history.close()
         self._libraries.close()
 
     # -- parts of the loop --------------------------------------------------------------------
@@ -234,8 +328,11 @@ class Daemon:
             finally:
                 data.release()
             if isinstance(event, ConnEvent):
+                self._note_start(event.pid, event.start_ns)
                 if event.flags & ConnFlag.SYNC_FAIL:
                     event = self._with_errno(event)
+            elif isinstance(event, LookupEvent):
+                self._note_start(event.task.pid, event.task.start_ns)
             elif isinstance(event, ExecEvent):
                 self._identities.learn(event)
                 continue
@@ -243,9 +340,42 @@ class Daemon:
         return found
 
     def _hand_out(self, records: list[Record]) -> None:
+        if not records:
+            return
+        now_ns = time.time_ns()
+        streaming = self._server is not None and self._server.streaming
         for record in records:
             self.records += 1
-            self.out.write(record)
+            if self.options.live or record.state != "open":
+                self.out.write(record)
+            if record.state != "open":
+                start_ns = self._starts.get(record.pid) if record.pid is not None else None
+                self._keep.add(
+                    record,
+                    self._view.process_start_ns(start_ns) if start_ns is not None else None,
+                    now_ns,
+                )
+            if streaming and self._server is not None:
+                self._server.publish(record)
+
+    def _pass_on(self) -> None:
+        self.out.flush()
+        if self._server is not None:
+            self._server.flush()
+
+    def _catch_up(self) -> None:
+        """What happened up to now is in the answer that is about to be given."""
+        self._read_ring()
+        if self._core.wants_snapshot():
+            self._snapshot(time.monotonic_ns())
+        self._pass_on()
+
+    # Records name a process by its pid alone; the statistics tell it from a later one.
+    def _note_start(self, pid: int, start_ns: int) -> None:
+        self._starts[pid] = start_ns
+        self._starts.move_to_end(pid)
+        if len(self._starts) > _MAX_STARTS:
+            self._starts.popitem(last=False)
 
     def _with_errno(self, conn: ConnEvent) -> ConnEvent:
         """The kernel saw that connect() failed; the routing table knows why."""
@@ -256,6 +386,8 @@ class Daemon:
 
     def _periodic(self, now_ns: int) -> None:
         due = self._due
+        if self._server is not None:
+            self._core.live = self.options.live or self._server.streaming_live
         deadline = self._core.deadline()
         if (deadline is not None and deadline <= now_ns) or now_ns >= due.snapshot_ns:
             wanted = deadline is not None or self._core.wants_snapshot()
@@ -300,8 +432,8 @@ class Daemon:
                 self._hand_out(self._core.feed(self._with_errno(failed)))
 
     def _count_lost(self, now_ns: int) -> None:
-        counted = self.kernel.counters()
-        fresh = sum(counted[name] - self._counted.get(name, 0) for name in _LOST_COUNTERS)
+        counted = self.kernel.lost()
+        fresh = sum(counted[name] - self._counted.get(name, 0) for name in counted)
         self._counted = counted
         if fresh:
             self.lost += fresh

@@ -303,8 +303,8 @@ _EXEC: Final = struct.Struct("=QII")
 _EXIT: Final = struct.Struct("=QQII")
 _DNS: Final = struct.Struct("=QQHBBI")
 
-# start_ns, pid; then sk, connect_ns, established_ns, with what stands between left out
-_PEEK: Final = struct.Struct("=Q 20x I 32x Q 8x QQ")
+# struct task_info but for tid, ppid and netns; then sk, cookie, connect_ns, established_ns
+_PEEK: Final = struct.Struct("=QQQII 8x I 4x 16s QQQQ")
 _PHASE_AT: Final = struct.calcsize("=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH")
 
 _AFTER_TASK: Final = _HEADER.size + _TASK.size
@@ -344,8 +344,15 @@ class ConnPeek(NamedTuple):
     """What tells whether a ``struct conn_event`` is worth decoding."""
 
     start_ns: int
+    cgroup_id: int
+    exe_ino: int
+    exe_dev: int
     pid: int
+    uid: int
+    comm: bytes
+    """As in the event: NULs and all."""
     sk: int
+    cookie: int
     connect_ns: int
     established_ns: int
     phase: int

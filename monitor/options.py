@@ -3,11 +3,57 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from conmon.record import Record
 
-__all__ = ["Options", "RecordSink"]
+__all__ = [
+    "DEFAULT_SOCKET",
+    "DEFAULT_STATE_DIR",
+    "HistoryOptions",
+    "Options",
+    "RecordSink",
+    "Serve",
+    "StatsLimits",
+]
+
+DEFAULT_SOCKET: Final = "/run/conmond/conmond.sock"
+DEFAULT_STATE_DIR: Final = "/var/lib/conmond"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """The query socket.
+
+    ``insist``: without it there is no point in running; otherwise a path that another daemon
+    listens on is only said. ``rate``: requests a second of one uid. ``metrics_listen``: address
+    and port for /metrics over TCP.
+    """
+
+    path: str = DEFAULT_SOCKET
+    insist: bool = False
+    group: str = "conmond"
+    max_clients: int = 64
+    rate: float = 200.0
+    metrics_listen: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatsLimits:
+    """How many are told apart in the statistics; the rest is summed up."""
+
+    max_processes: int = 1000
+    max_hosts: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryOptions:
+    """Where records are kept, and for how long. ``insist``: as for the query socket."""
+
+    folder: str = DEFAULT_STATE_DIR
+    max_age_s: float = 7 * 86_400
+    max_bytes: int = 1_000_000_000
+    insist: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,10 +62,16 @@ class Options:
 
     ``live``: hand out each record once, with ``state`` open, when its set-up is complete, besides
     the one at its end. ``duration_s``: stop by itself after so long; None is until a signal.
+    ``serve``: the query socket; None: there is none. ``history``: likewise. ``cmdline``: records
+    hold their process's arguments.
     """
 
     live: bool = False
     duration_s: float | None = None
+    serve: Serve | None = Serve()
+    stats: StatsLimits = StatsLimits()
+    history: HistoryOptions | None = HistoryOptions()
+    cmdline: bool = False
 
 
 class RecordSink(Protocol):

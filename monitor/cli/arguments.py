@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE", "Parser"]
 
@@ -19,10 +20,21 @@ class Parser(argparse.ArgumentParser):
         prog: the command's name.
         description: shown as it is laid out, above the flags; examples belong here.
         epilog: shown as it is laid out, below them.
+        parents: parsers whose flags this one has, too.
+        others: of argparse, which makes the parsers of subcommands by itself.
     """
 
-    def __init__(self, prog: str, description: str, epilog: str = "") -> None:
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        epilog: str = "",
+        parents: Sequence[argparse.ArgumentParser] = (),
+        **others: Any,
+    ) -> None:
         super().__init__(
+            parents=parents,
+            **others,
             prog=prog,
             description=description,
             epilog=epilog,

@@ -1,14 +1,101 @@
-"""The conmonctl command. It asks a running conmond, whose query socket is yet to come."""
+"""The conmonctl command: asks a running conmond."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Sequence
 
+import conmon
 import monitor
-from monitor.cli.arguments import Parser
+from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from monitor.cli.escape import printable
+from monitor.cli.say import SENTENCE_LIMIT
 
 __all__ = ["main"]
+
+EXIT_UNREACHABLE = 3
+EXIT_NOT_PERMITTED = 4
+
+DESCRIPTION = """\
+Asks a running conmond what this host's connections took.
+
+examples:
+  conmonctl ps --since 5m             statistics of each process
+  conmonctl ps --by host --sort tls_us
+  conmonctl conns --comm nginx        connections that are open now
+  conmonctl tail --failed             connections as they fail
+  conmonctl show 9f0c1d2e-1a2b        one of them, drawn
+  conmonctl doctor                    what conmond sees here, and what not
+"""
+
+EPILOG = """\
+Without rights you see your own connections; root and members of the group conmond see all.
+exit codes: 0 done, 1 failed, 2 usage, 3 daemon unreachable, 4 not permitted, 130 Ctrl-C
+"""
+
+
+def _parser() -> Parser:
+    parser = Parser("conmonctl", DESCRIPTION, EPILOG)
+    parser.add_argument("--version", action="version", version=f"conmonctl {monitor.__version__}")
+    common = Parser("", "", add_help=False)
+    common.add_argument("--socket", metavar="PATH", help="the daemon's query socket")
+    common.add_argument("--json", action="store_true", help="as JSON, for programs")
+    filters = Parser("", "", add_help=False)
+    filters.add_argument("--pid", type=_number, help="of this process")
+    filters.add_argument("--comm", metavar="NAME", help="of processes with this name")
+    filters.add_argument("--unit", help="of this systemd unit")
+    filters.add_argument("--container", metavar="ID", help="of this container (or its beginning)")
+    filters.add_argument("--uid", type=_uid, metavar="USER", help="of this user, name or number")
+    filters.add_argument("--host", metavar="NAME", help="to this host")
+    limit = Parser("", "", add_help=False)
+    limit.add_argument("--limit", type=_number, metavar="N", help="at most N rows")
+    commands: argparse._SubParsersAction[Parser]
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(word: str, text: str, *parents: Parser) -> Parser:
+        added: Parser = commands.add_parser(
+            word, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=(common, *parents)
+        )
+        return added
+
+    ps = command("ps", "statistics per process", filters, limit)
+    ps.add_argument("--since", metavar="TIME", help="only what ended since (5m, or a time)")
+    ps.add_argument(
+        "--by",
+        choices=("process", "comm", "unit", "container", "uid", "host"),
+        metavar="WHAT",
+        help="one row a process, comm, unit, container, uid or host",
+    )
+    ps.add_argument("--sort", metavar="KEY", help="opened, failed, open, bytes, dns_us, "
+                    "sockconn_us, tls_us, txn_resp_us, comm or pid")  # fmt: skip
+    command("conns", "connections that are open now", filters, limit)
+    tail = command("tail", "records as connections end, until Ctrl-C", filters)
+    tail.add_argument("--failed", action="store_true", help="failed ones alone")
+    tail.add_argument("--slow", metavar="TIME", help="those with a phase of at least so long")
+    tail.add_argument("--since", metavar="TIME", help="first those that ended since")
+    show = command("show", "one record, drawn as a waterfall")
+    show.add_argument("id", metavar="ID", help="of the record, as conns and tail --json give it")
+    command("doctor", "what is probed, what is not and why, what was lost")
+    return parser
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _uid(text: str) -> int:
+    if text.isascii() and text.isdigit():
+        return _number(text)
+    import pwd
+
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError) as exc:
+        raise argparse.ArgumentTypeError(f"there is no user {text!r}") from exc
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,14 +104,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None is those of this process.
     """
-    parser = Parser(
-        "conmonctl",
-        "Asks a running conmond. This version has nothing to ask it yet: use conmond.",
-    )
-    parser.add_argument("--version", action="version", version=f"conmonctl {monitor.__version__}")
-    parser.parse_args(arguments)
-    parser.print_help()
-    return 0
+    given = _parser().parse_args(arguments)
+    from monitor.cli.ctl.commands import COMMANDS
+
+    try:
+        code = COMMANDS[given.command](conmon.Daemon(given.socket), given)
+        sys.stdout.flush()
+        return code
+    except conmon.DaemonUnreachable as exc:
+        return _failed(exc, EXIT_UNREACHABLE)
+    except conmon.NotPermitted as exc:
+        return _failed(exc, EXIT_NOT_PERMITTED)
+    except conmon.ConmonError as exc:
+        return _failed(exc, EXIT_FAILED)
+    except (KeyError, TypeError, AttributeError) as exc:
+        return _failed(f"the answer of conmond cannot be read: {exc!r}", EXIT_FAILED)
+    except BrokenPipeError:
+        # the reader has seen enough; what Python still holds has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _failed(why: object, code: int) -> int:
+    print(f"conmonctl: {printable(str(why), SENTENCE_LIMIT)}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

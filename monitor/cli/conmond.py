@@ -10,10 +10,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import monitor
-from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, Parser
-from monitor.cli.say import say
+from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from monitor.cli.escape import printable
+from monitor.cli.say import SENTENCE_LIMIT, say
+from monitor.config import Config, ConfigError, read_config
 from monitor.errors import MonitorError
-from monitor.options import Options
+from monitor.options import (
+    DEFAULT_SOCKET,
+    DEFAULT_STATE_DIR,
+    HistoryOptions,
+    Options,
+    Serve,
+    StatsLimits,
+)
 
 if TYPE_CHECKING:
     from monitor.cli.output import Form
@@ -87,14 +96,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="stop by itself after so long, exit code 0",
     )
-    later = parser.add_argument_group(
-        "for the query socket and the history",
-        "Accepted so that a command line written for them works; this version has neither, and "
-        "says so.",
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="read settings from FILE, such as /etc/conmond/config.toml; flags go before it",
     )
-    later.add_argument("--socket", metavar="PATH", help="where the query socket will be")
-    later.add_argument("--state-dir", metavar="DIR", help="where the history will be")
-    later.add_argument("--no-history", action="store_true", help="keep no history")
+    parser.add_argument(
+        "--socket",
+        metavar="PATH",
+        help=f"the query socket ({DEFAULT_SOCKET}, or $CONMOND_SOCKET)",
+    )
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help=f"where the history is kept ({DEFAULT_STATE_DIR})"
+    )
+    parser.add_argument("--no-history", action="store_true", help="keep no history")
     parser.add_argument("--version", action="version", version=f"conmond {monitor.__version__}")
     return parser
 
@@ -107,14 +122,39 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Options, Form]:
         parser.error("--live prints records and --quiet prints none")
     if given.live and form == "lws":
         parser.error("--live needs the key state, which the lws form has not")
-    unserved = [
-        flag
-        for flag, value in (("--socket", given.socket), ("--state-dir", given.state_dir))
-        if value is not None
-    ]
-    if unserved:
-        say(f"{' and '.join(unserved)}: no effect yet, this version answers no queries")
-    return Options(live=given.live or form == "table", duration_s=given.duration_s), form
+    try:
+        return _options(given, live=given.live or form == "table"), form
+    except ConfigError as exc:
+        parser.exit(EXIT_USAGE, f"conmond: {printable(str(exc), SENTENCE_LIMIT)}\n")
+
+
+def _options(given: argparse.Namespace, *, live: bool) -> Options:
+    config = read_config(given.config) if given.config is not None else Config()
+    named = given.socket or os.environ.get("CONMOND_SOCKET")
+    folder = given.state_dir or config.state_dir
+    history = None
+    if config.history_enabled and not given.no_history:
+        history = HistoryOptions(
+            folder=folder, max_age_s=config.history_max_age, max_bytes=config.history_max_size
+        )
+    return Options(
+        live=live,
+        duration_s=given.duration_s,
+        serve=Serve(
+            path=named or config.socket,
+            # whoever names a path, or runs it as a service, needs it to be answered there
+            insist=named is not None or given.config is not None,
+            group=config.group,
+            max_clients=config.api_max_clients,
+            rate=config.api_max_requests_per_second,
+            metrics_listen=config.metrics_listen,
+        ),
+        stats=StatsLimits(
+            max_processes=config.stats_max_processes, max_hosts=config.stats_max_hosts
+        ),
+        history=history,
+        cmdline=config.cmdline,
+    )
 
 
 # A closed standard descriptor would be taken by the next open(), and records written into it.

@@ -25,7 +25,7 @@ from monitor.decode import ConnEvent, ConnFlag, Library, Phase, RecordFlag
 from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
 from monitor.wire.http1 import parse_heads
 
-__all__ = ["Clock", "Facts", "attempt_of", "lookup_record", "record_of"]
+__all__ = ["Clock", "Facts", "attempt_of", "lookup_record", "record_of", "tcp_of"]
 
 RECORD_LOG_MAX: Final = 32  # bpf/event.h
 # A SYN that was never answered is sent again after a second. A process that gives up later than
@@ -294,15 +294,6 @@ def record_of(
             if not conn.first_rx_ns or (tls is not None and request_us is None):
                 state = "failed"
 
-    tcp: Tcp | None = None
-    if conn.end_ns and established:
-        tcp = Tcp(
-            rtt_us=conn.rtt_us or None,
-            rttvar_us=conn.rttvar_us if conn.rtt_us else None,
-            retransmits=conn.retransmits,
-            bytes_sent=conn.bytes_sent,
-            bytes_received=conn.bytes_received,
-        )
     return Record(
         id=_record_id(facts, conn),
         start=clock.text(start_ns),
@@ -338,10 +329,21 @@ def record_of(
         greeting_us=greeting_us,
         turns=turns,
         prot_specific=prot,
-        tcp=tcp,
+        tcp=tcp_of(conn) if conn.end_ns and established else None,
         duration_us=(conn.end_ns - conn.connect_ns) // 1000 if conn.end_ns else None,
         error=error,
         lost_before=lost,
+    )
+
+
+def tcp_of(conn: ConnEvent) -> Tcp:
+    """The kernel's own figures, as they stood when the event was filled in."""
+    return Tcp(
+        rtt_us=conn.rtt_us or None,
+        rttvar_us=conn.rttvar_us if conn.rtt_us else None,
+        retransmits=conn.retransmits,
+        bytes_sent=conn.bytes_sent,
+        bytes_received=conn.bytes_received,
     )
 
 

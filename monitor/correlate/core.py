@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 
 from conmon.names import AI_NUMERICHOST
 from conmon.record import Record
-from monitor.correlate.build import Clock, Facts, lookup_record, record_of
+from monitor.correlate.build import Clock, Facts, lookup_record, record_of, tcp_of
 from monitor.correlate.dns_wire import DnsTable
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.identity import Identities, Identity
@@ -133,7 +133,8 @@ class Correlator:
         self.vanished = 0
         """Open connections that left the map without their event arriving."""
         self._identities = identities
-        self._live = live
+        self.live = live
+        """Records are also returned once their connection is set up."""
         self._lookups = LookupTable()
         self._dns = DnsTable()
         self._hellos = HelloTable()
@@ -168,7 +169,7 @@ class Correlator:
 
     def wants_snapshot(self) -> bool:
         """Whether open connections may need a lookup pinned, or are to be announced."""
-        return self._live or self._lookup_since_snapshot
+        return self.live or self._lookup_since_snapshot
 
     def deadline(self) -> int | None:
         """When a snapshot is wanted at the latest; None if nothing waits for one."""
@@ -189,11 +190,11 @@ class Correlator:
         """
         opened = self._open.get(key)
         if opened is None:
-            return self._live or process in self._lookups or process in self._dns
+            return self.live or process in self._lookups or process in self._dns
         if not opened.joined:
             return True
         return established != bool(opened.trial.established_ns) or (
-            self._live and not opened.announced
+            self.live and not opened.announced
         )
 
     def snapshot(
@@ -231,9 +232,37 @@ class Correlator:
         records = self._settle_in_order(fresh)
         self._claim_held()
         records += self._expire(now_ns)
-        if self._live:
+        if self.live:
             records += self._announce(conns)
         return records
+
+    def describe(self, conn: ConnEvent, *, live: bool) -> Record:
+        """Return the record of an open connection as it stands. Nothing is settled by it.
+
+        Args:
+            conn: from the map ``conn_by_sk``.
+            live: its TCP figures were brought up to date.
+        """
+        opened = self._open.get((conn.sk, conn.connect_ns))
+        join: Join | None
+        if opened is not None and opened.joined:
+            join = opened.join
+        else:
+            found = None
+            if (conn.pid, conn.start_ns) in self._lookups:
+                found = self._lookups.join(conn, sni=self._sni(conn))
+            join = None if isinstance(found, Ambiguous) else found or self._wire_join(conn)
+        record = self._record(conn, join, tuple(opened.earlier) if opened is not None else ())
+        if live and conn.established_ns:
+            record = record._replace(tcp=tcp_of(conn))
+        return record
+
+    def open_host(self, key: Key) -> str | None:
+        """Return the name that an open connection was looked up by, where that is settled."""
+        opened = self._open.get(key)
+        if opened is None or opened.join is None:
+            return None
+        return opened.join.lookup.name
 
     def finish(self) -> list[Record]:
         """Settle everything that waits, because the monitor ends."""

@@ -230,10 +230,24 @@ class MapBatch:
         Raises:
             SourceError: the map cannot be read.
         """
+        size = self._value_size
+        for count in self._batches():
+            view = memoryview(self._values).cast("B")
+            for i in range(count):
+                yield view[i * size : (i + 1) * size]
+
+    def count(self) -> int:
+        """Return how many elements there are.
+
+        Raises:
+            SourceError: the map cannot be read.
+        """
+        return sum(self._batches())
+
+    def _batches(self) -> Iterator[int]:
         if self._keys is None:
             self._allocate()
         position = ctypes.create_string_buffer(max(8, self._key_size))
-        size = self._value_size
         first = True
         done = False
         while not done:
@@ -260,9 +274,7 @@ class MapBatch:
                 done = True
             first = False
             (count,) = struct.unpack_from("=I", attributes, 32)
-            view = memoryview(self._values).cast("B")
-            for i in range(count):
-                yield view[i * size : (i + 1) * size]
+            yield count
 
     def _allocate(self) -> None:
         self._keys = ctypes.create_string_buffer(self._batch * self._key_size)

@@ -16,12 +16,21 @@ from monitor.kernel import bpf_syscall
 from monitor.kernel.attach import Attached, attach
 from monitor.kernel.identities import find_cgroup2
 from monitor.kernel.loader import Loaded, load
+from monitor.kernel.programs import CGROUP_HOOKS, TRACEPOINTS
 from monitor.kernel.ring import Ring
 
 __all__ = ["RING_BYTES", "Kernel"]
 
 RING_BYTES: Final = 4 << 20
 CONN_BYTES: Final = 656  # sizeof(struct conn_event)
+COOKIE_AT: Final = 80  # offsetof(struct conn_event, cookie)
+LOST_COUNTERS: Final = (
+    "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "lost_dns",
+    "conn_full", "lookup_full",
+)  # fmt: skip
+FILLABLE_MAPS: Final = (
+    "conn_by_sk", "lookup_by_thread", "handshake_by_thread", "handshake_by_object",
+)  # fmt: skip
 _CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_PERFMON": 38, "CAP_NET_ADMIN": 12}
 _CAP_SYS_ADMIN: Final = 21
 
@@ -108,6 +117,18 @@ class Kernel:
         """Yield every entry of conn_by_sk, a struct conn_event each."""
         return self._conns.read()
 
+    def refresh_live(self) -> bool:
+        """Bring the TCP figures in conn_by_sk up to date; False where this kernel cannot."""
+        return False
+
+    def connection_by_cookie(self, cookie: int) -> bytes | None:
+        """Return the entry of conn_by_sk with this socket cookie; None where there is none."""
+        wanted = struct.pack("=Q", cookie)
+        for data in self.connections():
+            if data[COOKIE_AT : COOKIE_AT + 8] == wanted:
+                return bytes(data)
+        return None
+
     def forget_connection(self, sk: int) -> bool:
         """Delete an entry of conn_by_sk; False if the kernel had done so."""
         return bpf_syscall.delete_element(self.loaded.maps["conn_by_sk"], struct.pack("=Q", sk))
@@ -121,6 +142,28 @@ class Kernel:
             )
             totals[name] = sum(struct.unpack(f"={self._cpus}Q", raw)) if raw else 0
         return totals
+
+    def lost(self) -> dict[str, int]:
+        """What the kernel side could not deliver or keep, since it was loaded."""
+        counted = self.counters()
+        return {name: counted[name] for name in LOST_COUNTERS}
+
+    def map_fill(self) -> dict[str, tuple[int, int]]:
+        """Entries now and at most, of each map that can fill up. The ring counts in bytes."""
+        fill = {}
+        for name in FILLABLE_MAPS:
+            spec = self.loaded.specs[name]
+            batch = bpf_syscall.MapBatch(self.loaded.maps[name], spec.key_size, spec.value_size)
+            fill[name] = (batch.count(), spec.max_entries)
+        fill["events"] = (self.ring.waiting, self.ring.size)
+        return fill
+
+    def hooks(self) -> Iterator[tuple[str, str, str | None]]:
+        """Yield each hook: its name, its kind, and why it is not attached (None: it is)."""
+        for names, kind in ((TRACEPOINTS, "raw_tracepoint"), (CGROUP_HOOKS, "cgroup")):
+            for name in names:
+                attached = name in self.attached.descriptors
+                yield name, kind, None if attached else self.attached.failed.get(name, "not tried")
 
     def close(self) -> None:
         """Detach and unload."""

@@ -41,6 +41,8 @@ class Libraries:
         self._warmer = uprobe.Warmer()
         self.lookups_seen = False
         """getaddrinfo() is probed wherever it is found, entry and return."""
+        self.return_probes = False
+        """Probes at return harm nobody here, so there are some."""
 
     def start(self) -> list[str]:
         """Attach to what is in use now and watch for more.
@@ -53,6 +55,7 @@ class Libraries:
             return [
                 f"{test.reason}, so no library is probed; not seen: {', '.join(_UNSEEN.values())}"
             ]
+        self.return_probes = True
         missing = []
         programs = {}
         for function, names in PROBED_FUNCTIONS.items():

@@ -18,7 +18,7 @@ from monitor.bpf_source import bpf_folder
 from monitor.errors import LoadError, SourceError
 from monitor.kernel import bpf_syscall
 from monitor.kernel.compile_child import CHANNEL
-from monitor.kernel.image import Image, ImageCache, image_key, name_maps
+from monitor.kernel.image import Image, ImageCache, MapSpec, image_key, name_maps
 
 __all__ = ["Loaded", "load"]
 
@@ -34,6 +34,8 @@ class Loaded:
     """Program name -> descriptor."""
     maps: dict[str, int] = field(default_factory=dict)
     """Map name -> descriptor."""
+    specs: dict[str, MapSpec] = field(default_factory=dict)
+    """Map name -> how it was made."""
     failed: dict[str, str] = field(default_factory=dict)
     """Program name -> why the kernel refused it."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -90,6 +92,7 @@ def _load_image(image: Image) -> Loaded:
     loaded = Loaded()
     try:
         for spec in image.maps:
+            loaded.specs[spec.name] = spec
             loaded.maps[spec.name] = bpf_syscall.create_map(
                 spec.name,
                 spec.type,

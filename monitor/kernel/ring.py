@@ -15,6 +15,7 @@ from monitor.errors import SourceError
 
 __all__ = ["Ring"]
 
+STUCK_NS: Final = 5_000_000_000
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
 _HEADER: Final = 8
@@ -38,6 +39,8 @@ class Ring:
         self.size = size
         self.fullest = 0
         """Most bytes ever found waiting."""
+        self._stuck_at = -1
+        self._stuck_since_ns = 0
         try:
             self._consumer_map = mmap.mmap(fd, page, mmap.MAP_SHARED)
             self._data_map = mmap.mmap(
@@ -83,6 +86,18 @@ class Ring:
                     self._consumer[0] = released = position
         finally:
             self._consumer[0] = position
+
+    def stuck(self, now_ns: int) -> bool:
+        """Whether records have waited for long although the ring was read; ask after reading.
+
+        The kernel marks a record busy while it is written, which takes microseconds; one that
+        stays so would keep all later ones from ever being read.
+        """
+        position = self._consumer[0]
+        if position == self._producer[0] or position != self._stuck_at:
+            self._stuck_at = position
+            self._stuck_since_ns = now_ns
+        return now_ns - self._stuck_since_ns > STUCK_NS
 
     def close(self) -> None:
         """Unmap. The descriptor stays the owner's."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from tests.lab.netns import CLEAN_ENV
 
 ROOT = Path(__file__).resolve().parents[2]
-CONMOND = (sys.executable, "-m", "monitor.cli.conmond")
+CONMOND = (sys.executable, "-m", "monitor.cli.conmond", "--no-history")
 READY_WAIT_S = 30.0
 STOP_WAIT_S = 10.0
 
@@ -41,9 +42,13 @@ class Daemon:
         self._bad_lines: list[str] = []
         self._words: list[str] = []
         self._ended = False
+        self._folder = tempfile.TemporaryDirectory(prefix="conmond-test-")
+        # others may look in, and are told apart by who they are
+        os.chmod(self._folder.name, 0o755)
+        self.socket = f"{self._folder.name}/conmond.sock"
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
-            [*prefix, *CONMOND, *(options or ("--json",))],
+            [*prefix, *CONMOND, "--socket", self.socket, *(options or ("--json",))],
             cwd=ROOT,
             env=CLEAN_ENV,
             stdin=subprocess.DEVNULL,
@@ -137,6 +142,7 @@ class Daemon:
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
+        self._folder.cleanup()
 
     def _wait(self, done: Callable[[], bool], timeout_s: float) -> bool:
         with self._changed:

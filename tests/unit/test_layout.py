@@ -17,7 +17,10 @@ MODULES = {
     for package in ("monitor", "conmon")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-CORE = ("monitor.decode", "monitor.correlate", "monitor.wire", "conmon")
+CORE = (
+    "monitor.decode", "monitor.correlate", "monitor.wire", "monitor.stats",
+    "conmon.record", "conmon.names", "conmon.errors",
+)  # fmt: skip
 # Files, processes, clocks and threads. time.strftime() and socket.inet_ntop() only compute.
 OUTSIDE = {
     "asyncio", "ctypes", "fcntl", "glob", "io", "logging", "mmap", "os", "pathlib", "random",

@@ -1,0 +1,1 @@
+"""What conmonctl's commands print: one module a subject."""

@@ -1,0 +1,187 @@
+"""conmonctl's commands: each asks the daemon and prints what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import conmon
+from conmon import Record
+from monitor.cli.ctl.waterfall import waterfall
+from monitor.cli.ctl.words import columns, count, duration, name, size, user
+
+__all__ = ["COMMANDS"]
+
+_FILTERS: Final = ("pid", "comm", "unit", "container", "uid", "host")
+
+
+def _filters(given: argparse.Namespace, *others: str) -> dict[str, Any]:
+    return {key: getattr(given, key) for key in (*_FILTERS, *others)}
+
+
+def _json(data: Any) -> None:
+    print(json.dumps(data, separators=(",", ":")))
+
+
+def ps(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
+    """Statistics per process, or by something else."""
+    answer = daemon.processes(**_filters(given, "by", "since", "sort", "limit"))
+    if given.json:
+        _json(answer)
+        return 0
+    rows = answer["processes"]
+    other = answer.get("other")
+    by = given.by or "process"
+    head = ["PID", "COMM", "USER"] if by == "process" else [by.upper()]
+    head += ["OPEN", "OPENED", "FAILED", "SENT", "RECEIVED"]
+    head += ["DNS p50", "p95", "CONNECT p50", "p95", "TLS p50", "p95", "RESPONSE p50", "p95"]
+    lines = [_ps_row(row, by) for row in rows]
+    if other is not None:
+        lines.append(["", "other", "", *_ps_row(other, by)[3 if by == "process" else 1 :]]
+                     if by == "process" else ["other", *_ps_row(other, by)[1:]])  # fmt: skip
+    print(columns(head, lines, left=3 if by == "process" else 1))
+    hidden = answer["total"] - len(rows)
+    if hidden > 0:
+        print(f"{hidden} more rows; --limit 0 shows all", file=sys.stderr)
+    if answer["lost"]:
+        print(f"{answer['lost']} events were lost: these counts are too low", file=sys.stderr)
+    return 0
+
+
+def _ps_row(row: dict[str, Any], by: str) -> list[str]:
+    if by == "process":
+        first = [count(row["pid"]), name(row["comm"], 16), user(row["uid"])]
+    elif by == "uid":
+        first = [user(row["uid"])]
+    elif by == "container":
+        first = [name(row["container"], 12)]
+    else:
+        first = [name(row[by])]
+    first += [count(row["open"]), count(row["opened"]), count(row["failed"])]
+    first += [size(row["bytes_sent"]), size(row["bytes_received"])]
+    for phase in ("dns_us", "sockconn_us", "tls_us", "txn_resp_us"):
+        first += [duration(row[phase]["p50"]), duration(row[phase]["p95"])]
+    return first
+
+
+def conns(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
+    """Connections that are open now."""
+    answer = daemon.get("/v1/connections", **_filters(given, "limit"))
+    rows = answer["connections"]
+    if given.json:
+        for row in rows:
+            _json(row)
+        return 0
+    head = ["PID", "COMM", "HOST", "PEER", "STATE", "SENT", "RECEIVED", "RTT", "RETRANS",
+            "CONNECT", "TLS", "RESPONSE", "ID"]  # fmt: skip
+    lines = []
+    for row in rows:
+        tcp = row["tcp"] or {}
+        lines.append([
+            count(row["pid"]), name(row["comm"], 16), name(row["host"]),
+            _address(row["raddr"], row["rport"]), name(row["tcp_state"]),
+            size(tcp.get("bytes_sent")), size(tcp.get("bytes_received")),
+            duration(tcp.get("rtt_us")), count(tcp.get("retransmits")),
+            duration(row["sockconn_us"]), duration(row["tls_us"]), duration(row["txn_resp_us"]),
+            name(row["id"]),
+        ])  # fmt: skip
+    print(columns(head, lines, left=5))
+    if answer["total"] > len(rows):
+        print(f"{answer['total'] - len(rows)} more; --limit 0 shows all", file=sys.stderr)
+    return 0
+
+
+def tail(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
+    """Records as connections end."""
+    chosen = _filters(given, "failed", "slow")
+    stream = daemon.stream_lines(**chosen)
+    if given.since:
+        for record in daemon.records(since=given.since, order="oldest", **chosen):
+            print(record.to_json() if given.json else _record_line(record))
+    for line in stream:
+        if given.json:
+            sys.stdout.write(line.decode("ascii", "replace"))
+        else:
+            print(_record_line(Record.from_json(line)))
+        sys.stdout.flush()
+    return 0
+
+
+def _record_line(record: Record) -> str:
+    when = (record.start or "-")[11:23]
+    where = f"{name(record.host)} ({_address(record.raddr, record.rport)})"
+    if record.host is None:
+        where = _address(record.raddr, record.rport)
+    phases = ((record.dns_us, "dns"), (record.sockconn_us, "connect"), (record.tls_us, "tls"),
+              (record.txn_resp_us, "response"))  # fmt: skip
+    took = " ".join(f"{word} {duration(us)}" for us, word in phases if us is not None)
+    outcome = f"FAILED {name(record.error)}" if record.state == "failed" else record.state
+    return f"{when}  {name(record.comm, 16)}[{count(record.pid)}]  {where}  {took}  {outcome}"
+
+
+def show(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
+    """One record as a waterfall."""
+    record = daemon.record(given.id)
+    print(record.to_json() if given.json else waterfall(record))
+    return 0
+
+
+def doctor(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
+    """What is probed and what is not, and why."""
+    answer = daemon.doctor()
+    if given.json:
+        _json(answer)
+    else:
+        print("\n".join(_doctor_lines(answer)))
+    healthy = not answer["unseen"] and not answer["lost_total"]
+    return 0 if healthy else 1
+
+
+def _doctor_lines(answer: dict[str, Any]) -> Iterator[str]:
+    yield f"conmond {name(answer['version'])}, pid {answer['pid']}, since {answer['started']}"
+    yield f"kernel {name(answer['kernel'], 80)}, lockdown {answer['lockdown'] or 'none or unknown'}"
+    for hook in answer["hooks"]:
+        yield f"hook {name(hook['name'])}: {_yes(hook['attached'], hook['why'])}"
+    for library in answer["libraries"] or ():
+        probed = ", ".join(library["functions"])
+        yield f"library {name(library['path'], 120)}: {probed or name(library['why'], 200)}"
+    if answer["libraries"] is None:
+        yield "libraries: shown to root and the group alone"
+    for fill in answer["maps"]:
+        yield f"map {name(fill['name'])}: {fill['entries']} of {fill['max_entries']}"
+    lost = {kind: number for kind, number in answer["lost"].items() if number}
+    yield "lost: " + (", ".join(f"{n} {name(kind)}" for kind, n in lost.items()) or "nothing")
+    history = answer["history"]
+    if history is None:
+        yield "history: off"
+    elif history["error"]:
+        yield f"history: off: {name(history['error'], 300)}; {history['dropped']} not written"
+    else:
+        held = f"{count(history['records'])} records, {size(history['bytes'])}"
+        yield f"history: {name(history['path'], 120)}: {held}, {history['dropped']} not written"
+    cost = answer["cost"]
+    yield f"cost: {cost['cpu_percent']:.2f} % of a CPU, {size(cost['pss_bytes'])} of memory (PSS)"
+    for sentence in answer["unseen"]:
+        yield f"NOT SEEN: {name(sentence, 500)}"
+
+
+def _yes(attached: bool, why: str | None) -> str:
+    return "attached" if attached else f"NOT attached: {name(why, 300)}"
+
+
+def _address(address: str | None, port: int | None) -> str:
+    if address is None:
+        return "-"
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+COMMANDS: Final[dict[str, Callable[[conmon.Daemon, argparse.Namespace], int]]] = {
+    "ps": ps,
+    "conns": conns,
+    "tail": tail,
+    "show": show,
+    "doctor": doctor,
+}

@@ -1,0 +1,78 @@
+"""Figures and names as people read them. Strangers' text comes out escaped."""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+from monitor.cli.escape import printable
+
+__all__ = ["columns", "count", "duration", "name", "size", "user"]
+
+
+def duration(us: int | None) -> str:
+    """Three digits and a unit; a dash where not known."""
+    if us is None:
+        return "-"
+    if us < 1000:
+        return f"{us}us"
+    if us < 1_000_000:
+        return f"{us / 1000:.3g}ms" if us < 999_500 else "1s"
+    seconds = us / 1e6
+    if seconds < 120:
+        return f"{seconds:.3g}s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.0f}h" if seconds < 172_800 else f"{seconds / 86_400:.0f}d"
+
+
+def size(number: int | None) -> str:
+    """Bytes, three digits and a unit; a dash where not known."""
+    if number is None:
+        return "-"
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}TB"
+
+
+def count(number: int | None) -> str:
+    """A number; a dash where not known."""
+    return "-" if number is None else str(number)
+
+
+def name(text: str | None, limit: int = 40) -> str:
+    """Text that a stranger chose; a dash where not known."""
+    return "-" if text is None else printable(text, limit)
+
+
+@cache
+def user(uid: int | None) -> str:
+    """A user's name, or the number of one that has none here."""
+    if uid is None:
+        return "-"
+    try:
+        return printable(pwd.getpwuid(uid).pw_name, 32)
+    except KeyError:
+        return str(uid)
+
+
+def columns(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Lay out a table.
+
+    Args:
+        left: so many columns are flush left, those after it flush right.
+    """
+    table = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""The newest records, in memory: for who asks about a connection right after it ended."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from conmon.record import Record
+
+__all__ = ["Recent"]
+
+MAX_RECORDS: Final = 1024  # about 2 MB
+
+
+class Recent:
+    """The last records by id, oldest forgotten first.
+
+    Args:
+        limit: how many are kept.
+    """
+
+    def __init__(self, limit: int = MAX_RECORDS) -> None:
+        self._limit = limit
+        self._records: OrderedDict[str, Record] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, record: Record) -> None:
+        """Remember a record that ended."""
+        if record.id is None:
+            return
+        self._records[record.id] = record
+        if len(self._records) > self._limit:
+            self._records.popitem(last=False)
+
+    def get(self, identifier: str) -> Record | None:
+        """Return the record with this id; None where it is not among the newest."""
+        return self._records.get(identifier)
+
+    def forget(self, identifier: str) -> None:
+        """Let go of a record that was taken by its owner."""
+        self._records.pop(identifier, None)
+
+    def newest_first(self) -> Iterator[Record]:
+        """Yield the records that are remembered."""
+        return reversed(self._records.values())

@@ -1,0 +1,7 @@
+"""Per-process statistics of connections: counts, failures and latency quantiles. Pure."""
+
+from monitor.stats.query import OpenConn, StatsAnswer, StatsQuery
+from monitor.stats.stats import Stats
+from monitor.stats.values import RELATIVE_ERROR
+
+__all__ = ["RELATIVE_ERROR", "OpenConn", "Stats", "StatsAnswer", "StatsQuery"]

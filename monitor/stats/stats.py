@@ -1,0 +1,378 @@
+"""Connections counted per process and host, over windows of time, within bounds.
+
+Theory of operation. A leaf is one process speaking to one host. A record is counted in its leaf's
+tally of the current slice of time and nowhere else. When a slice ends it is merged into the
+leaves' totals since the start, and kept:
+
+==========  ===========  ===========================================
+slices      each         kept
+==========  ===========  ===========================================
+fine        10 s         for five minutes, then merged into a coarse
+coarse      5 min        for a little over an hour
+total       everything   since the daemon started, per leaf
+==========  ===========  ===========================================
+
+A question about the time since T adds up the slices since T; about longer than an hour ago, or
+about everything, the totals and the current slice. The least recently active leaves give way when
+there are too many: their totals become part of "other", of their own user.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from conmon.record import Record
+from monitor.stats.query import OpenConn, StatsAnswer, StatsQuery, Who, text_of
+from monitor.stats.tally import PHASES, Tally
+
+__all__ = ["Stats"]
+
+FINE_NS: Final = 10_000_000_000
+FINE_FOR_NS: Final = 300_000_000_000
+COARSE_NS: Final = 300_000_000_000
+COARSE_FOR_NS: Final = 3_900_000_000_000
+_LONGEST_NS: Final = COARSE_FOR_NS - COARSE_NS  # whose first coarse slice is still whole
+MAX_HOSTS_OF_ONE: Final = 64
+MAX_UIDS: Final = 1000  # whose "other" is told apart
+
+_ProcessKey = tuple[int | None, int | None]
+
+
+class _Leaf:
+    """One process and host. ``total`` holds every slice that has ended."""
+
+    __slots__ = ("key", "total", "who")
+
+    def __init__(self, key: tuple[_ProcessKey, str | None], who: Who) -> None:
+        self.key = key
+        self.who = who
+        self.total = Tally()
+
+
+class _Slice:
+    """What ended in one span of time. ``other``: of leaves that there was no room for, by uid."""
+
+    __slots__ = ("begin_ns", "other", "tallies")
+
+    def __init__(self, begin_ns: int) -> None:
+        self.begin_ns = begin_ns
+        self.tallies: dict[_Leaf, Tally] = {}
+        self.other: dict[int | None, Tally] = {}
+
+
+class Stats:
+    """Statistics since a moment. All times are nanoseconds since 1970.
+
+    Args:
+        started_ns: when the daemon started.
+        max_processes, max_hosts: how many are told apart.
+    """
+
+    def __init__(
+        self, *, started_ns: int, max_processes: int = 1000, max_hosts: int = 1000
+    ) -> None:
+        self.started_ns = started_ns
+        self.max_processes = max_processes
+        self.max_hosts = max_hosts
+        self.folded = 0
+        """Leaves that became part of "other"."""
+        self._leaves: OrderedDict[tuple[_ProcessKey, str | None], _Leaf] = OrderedDict()
+        self._of_process: Counter[_ProcessKey] = Counter()
+        self._of_host: Counter[str] = Counter()
+        self._other: dict[int | None, Tally] = {}
+        self._current = _Slice(_floor(started_ns, FINE_NS))
+        self._fine: deque[_Slice] = deque()
+        self._coarse: deque[_Slice] = deque()
+
+    @property
+    def process_count(self) -> int:
+        """Processes that are told apart now."""
+        return len(self._of_process)
+
+    @property
+    def host_count(self) -> int:
+        """Hosts that are told apart now."""
+        return len(self._of_host)
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def add(self, record: Record, process_start_ns: int | None, now_ns: int) -> None:
+        """Count a record that ended.
+
+        Args:
+            process_start_ns: of its process; None where not known.
+        """
+        self._turn(now_ns)
+        leaf = self._leaf(record, process_start_ns)
+        tallies = self._current.tallies
+        tally = tallies.get(leaf)
+        if tally is None:
+            if len(tallies) < self.max_processes + self.max_hosts:
+                tally = tallies[leaf] = Tally()
+            else:
+                tally = _of_uid(self._current.other, leaf.who.uid)
+        tally.add(record)
+
+    def _leaf(self, record: Record, start_ns: int | None) -> _Leaf:
+        process = (record.pid, start_ns)
+        host = record.host
+        key = (process, host)
+        leaf = self._leaves.get(key)
+        if leaf is not None:
+            self._leaves.move_to_end(key)
+            return leaf
+        folded = False
+        if host is not None and self._of_process[process] >= MAX_HOSTS_OF_ONE:
+            # a crawler's: told apart as one process's, but not by host
+            key, host, folded = (process, "*"), None, True
+            leaf = self._leaves.get(key)
+            if leaf is not None:
+                self.folded += 1
+                return leaf
+        self._make_room(process, host)
+        leaf = _Leaf(
+            key,
+            Who(
+                record.pid, start_ns, record.comm, record.exe, record.unit, record.container,
+                record.uid, host, folded,
+            ),
+        )  # fmt: skip
+        self._leaves[key] = leaf
+        self._of_process[process] += 1
+        if host is not None:
+            self._of_host[host] += 1
+        return leaf
+
+    def _make_room(self, process: _ProcessKey, host: str | None) -> None:
+        while self._leaves and (
+            (process not in self._of_process and len(self._of_process) >= self.max_processes)
+            or (
+                host is not None
+                and host not in self._of_host
+                and len(self._of_host) >= self.max_hosts
+            )
+            or len(self._leaves) >= self.max_processes + self.max_hosts
+        ):
+            _, leaf = self._leaves.popitem(last=False)
+            self.folded += 1
+            _discount(self._of_process, leaf.key[0])
+            if leaf.who.host is not None:
+                _discount(self._of_host, leaf.who.host)
+            _of_uid(self._other, leaf.who.uid).merge(leaf.total)
+            # what it did in this slice goes where its total went when the slice ends
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def _turn(self, now_ns: int) -> None:
+        """End the current slice if its time is over."""
+        current = self._current
+        # a clock that was set back goes on in the slice it is in
+        if now_ns < current.begin_ns + FINE_NS:
+            return
+        self._current = _Slice(_floor(now_ns, FINE_NS))
+        if current.tallies or current.other:
+            for leaf, tally in current.tallies.items():
+                if self._leaves.get(leaf.key) is leaf:
+                    leaf.total.merge(tally)
+                    leaf.total.compact()
+                else:
+                    _of_uid(self._other, leaf.who.uid).merge(tally)
+                tally.compact()
+            for uid, tally in current.other.items():
+                _of_uid(self._other, uid).merge(tally)
+            self._fine.append(current)
+        self._age(now_ns)
+
+    def _age(self, now_ns: int) -> None:
+        while self._fine and self._fine[0].begin_ns + FINE_NS <= now_ns - FINE_FOR_NS - FINE_NS:
+            piece = self._fine.popleft()
+            begin_ns = _floor(piece.begin_ns, COARSE_NS)
+            if not self._coarse or self._coarse[-1].begin_ns != begin_ns:
+                self._coarse.append(_Slice(begin_ns))
+            self._merge_slice(self._coarse[-1], piece)
+        while self._coarse and self._coarse[0].begin_ns + COARSE_NS <= now_ns - COARSE_FOR_NS:
+            self._coarse.popleft()
+
+    def _merge_slice(self, into: _Slice, piece: _Slice) -> None:
+        for leaf, tally in piece.tallies.items():
+            known = into.tallies.get(leaf)
+            if known is not None:
+                known.merge(tally)
+                known.compact()
+            elif len(into.tallies) < self.max_processes + self.max_hosts:
+                into.tallies[leaf] = tally
+            else:
+                _of_uid(into.other, leaf.who.uid).merge(tally)
+        for uid, tally in piece.other.items():
+            _of_uid(into.other, uid).merge(tally)
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def processes(
+        self, query: StatsQuery, open_now: Sequence[OpenConn], now_ns: int
+    ) -> StatsAnswer:
+        """Add up what was asked for.
+
+        Args:
+            query: which connections, how grouped, since when.
+            open_now: every connection that is open; those that fit are counted.
+        """
+        self._turn(now_ns)
+        since_ns, counted, others = self._window(query.since_ns, now_ns)
+        key_of = _GROUPS[query.by]
+        rows: dict[Any, _Row] = {}
+        other = _Row(None)
+        for leaf, tally in counted:
+            who = leaf.who
+            if not query.wants(who):
+                continue
+            if query.by == "host" and who.folded:
+                other.tally.merge(tally)
+                continue
+            key = key_of(who)
+            row = rows.get(key)
+            if row is None:
+                row = rows[key] = _Row(who)
+            row.tally.merge(tally)
+            row.processes.add((who.pid, who.process_start_ns))
+        for conn in open_now:
+            if not query.wants(conn):
+                continue
+            key = key_of(conn)
+            row = rows.get(key)
+            if row is None:
+                row = rows[key] = _Row(conn)
+            row.processes.add((conn.pid, conn.process_start_ns))
+            row.open += 1
+            row.sent += conn.sent or 0
+            row.received += conn.received or 0
+            # those begun before are open, but not of this window
+            row.opened += query.since_ns is None or conn.began_ns >= since_ns
+        if not query.filters_who:
+            for uid, tally in others:
+                if query.uid_only is None or uid == query.uid_only:
+                    other.tally.merge(tally)
+        ordered = _ordered(rows.values(), query.sort)
+        shown = ordered if query.limit is None else ordered[: query.limit]
+        return StatsAnswer(
+            query.by,
+            since_ns,
+            [_row_dict(row, query.by) for row in shown],
+            _row_dict(other, None) if other.tally.ended else None,
+            len(ordered),
+        )
+
+    def _window(
+        self, since_ns: int | None, now_ns: int
+    ) -> tuple[int, Iterator[tuple[_Leaf, Tally]], list[tuple[int | None, Tally]]]:
+        if since_ns is None or since_ns <= self.started_ns or since_ns < now_ns - _LONGEST_NS:
+            totals = ((leaf, leaf.total) for leaf in self._leaves.values())
+            others = [*self._other.items(), *self._current.other.items()]
+            return self.started_ns, _chain(totals, self._current.tallies.items()), others
+        begin_ns = _floor(since_ns, FINE_NS)
+        slices = [piece for piece in (*self._fine, self._current) if piece.begin_ns >= begin_ns]
+        if begin_ns < now_ns - FINE_FOR_NS - FINE_NS:
+            begin_ns = _floor(since_ns, COARSE_NS)
+            slices = [*self._fine, self._current]
+            slices += [piece for piece in self._coarse if piece.begin_ns >= begin_ns]
+        tallies = (item for piece in slices for item in piece.tallies.items())
+        others = [item for piece in slices for item in piece.other.items()]
+        return max(self.started_ns, begin_ns), tallies, others
+
+
+class _Row:
+    __slots__ = ("open", "opened", "processes", "received", "sent", "tally", "who")
+
+    def __init__(self, who: Who | OpenConn | None) -> None:
+        self.who = who
+        self.tally = Tally()
+        self.processes: set[tuple[int | None, int | None]] = set()
+        self.open = 0
+        self.opened = 0
+        self.sent = 0
+        self.received = 0
+
+
+def _chain(
+    first: Iterable[tuple[_Leaf, Tally]], second: Iterable[tuple[_Leaf, Tally]]
+) -> Iterator[tuple[_Leaf, Tally]]:
+    yield from first
+    yield from second
+
+
+_GROUPS: Final[dict[str, Callable[[Who | OpenConn], Any]]] = {
+    "process": lambda who: (who.pid, who.process_start_ns),
+    "comm": lambda who: who.comm,
+    "unit": lambda who: who.unit,
+    "container": lambda who: who.container,
+    "uid": lambda who: who.uid,
+    "host": lambda who: who.host,
+}
+
+
+def _ordered(rows: Iterable[_Row], sort: str) -> list[_Row]:
+    if sort in PHASES:
+        phase = PHASES.index(sort)
+        return sorted(rows, key=lambda row: row.tally.p95(phase), reverse=True)
+    if sort == "comm":
+        return sorted(rows, key=lambda row: (row.who.comm or "") if row.who else "")
+    if sort == "pid":
+        return sorted(rows, key=lambda row: (row.who.pid or 0) if row.who else 0)
+    keys: dict[str, Callable[[_Row], int]] = {
+        "opened": lambda row: row.tally.ended + row.opened,
+        "failed": lambda row: row.tally.failed,
+        "open": lambda row: row.open,
+        "bytes": lambda row: (
+            row.tally.bytes_sent + row.tally.bytes_received + row.sent + row.received
+        ),
+    }
+    return sorted(rows, key=keys[sort], reverse=True)
+
+
+def _row_dict(row: _Row, by: str | None) -> dict[str, Any]:
+    who = row.who
+    tally = row.tally
+
+    def fixed(*groupings: str) -> bool:
+        return who is not None and by in groupings
+
+    start_ns = who.process_start_ns if who is not None else None
+    return {
+        "pid": who.pid if who and fixed("process") else None,
+        "started": text_of(start_ns) if start_ns is not None and fixed("process") else None,
+        "comm": who.comm if who and fixed("process", "comm") else None,
+        "exe": who.exe if who and fixed("process") else None,
+        "unit": who.unit if who and fixed("process", "unit") else None,
+        "container": who.container if who and fixed("process", "container") else None,
+        "uid": who.uid if who and fixed("process", "uid") else None,
+        "host": who.host if who and fixed("host") else None,
+        "processes": len(row.processes) if who is not None else None,
+        "opened": tally.ended + row.opened,
+        "failed": tally.failed,
+        "failures": dict(tally.failures or {}),
+        "open": row.open,
+        "bytes_sent": tally.bytes_sent + row.sent,
+        "bytes_received": tally.bytes_received + row.received,
+        **tally.latencies(),
+    }
+
+
+def _floor(moment_ns: int, step_ns: int) -> int:
+    return moment_ns - moment_ns % step_ns
+
+
+def _of_uid(tallies: dict[int | None, Tally], uid: int | None) -> Tally:
+    if uid not in tallies and len(tallies) >= MAX_UIDS:
+        uid = None
+    tally = tallies.get(uid)
+    if tally is None:
+        tally = tallies[uid] = Tally()
+    return tally
+
+
+def _discount(counter: Counter[Any], key: Any) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

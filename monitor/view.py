@@ -1,0 +1,458 @@
+"""What the daemon answers: its state as others may see it.
+
+Every method runs in a thread of the query socket's server. The daemon's own thread holds the lock
+whenever it is not waiting, so whoever holds it may read and use everything.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import monitor
+from conmon.record import Record
+from monitor.api.answer import to_json
+from monitor.api.parameters import Filters, ParameterError
+from monitor.correlate import Clock, Correlator
+from monitor.decode import decode_conn, peek_conn
+from monitor.keep import Keep
+from monitor.kernel.kernel import Kernel
+from monitor.kernel.libraries import Libraries
+from monitor.stats import OpenConn, StatsQuery
+
+if TYPE_CHECKING:
+    from monitor.api.metrics import Gauges
+    from monitor.api.server import Server
+    from monitor.kernel.identities import ProcIdentities
+
+__all__ = ["View"]
+
+_ROWS_AT_A_TIME: Final = 100  # the lock is given up between
+_LIBRARY_KINDS: Final = {
+    "getaddrinfo": "libc",
+    "SSL_do_handshake": "openssl",
+    "gnutls_handshake": "gnutls",
+}
+
+
+@dataclass(slots=True)
+class View:
+    """Answers for :class:`monitor.api.routes.Routes`.
+
+    Args:
+        catch_up: reads what the kernel side has reported; to be called with the lock held.
+    """
+
+    lock: threading.RLock
+    kernel: Kernel
+    core: Correlator
+    identities: ProcIdentities
+    libraries: Libraries
+    clock: Clock
+    keep: Keep
+    started_ns: int
+    catch_up: Callable[[], None]
+    unseen: list[str]
+    server: Server | None = None
+    _boot_offset_ns: int = field(init=False)
+    _boot: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._boot_offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._boot = self.core.facts.boot
+
+    def now_ns(self) -> int:
+        """Nanoseconds since 1970."""
+        return time.time_ns()
+
+    def process_start_ns(self, start_ns: int) -> int:
+        """A process's start, from CLOCK_BOOTTIME to nanoseconds since 1970."""
+        return start_ns + self._boot_offset_ns
+
+    # -- statistics ---------------------------------------------------------------------------
+
+    def processes(self, query: StatsQuery) -> dict[str, Any]:
+        """See :class:`monitor.api.routes.Source`."""
+        with self.lock:
+            self.catch_up()
+            now_ns = self.now_ns()
+            answer = self.keep.stats.processes(query, self._open_now(), now_ns)
+            lost = sum(self.kernel.lost().values())
+        return {"v": 1, "at": _text(now_ns), "lost": lost, **answer.to_dict()}
+
+    def _open_now(self) -> list[OpenConn]:
+        open_host = self.core.open_host
+        identify = self.identities.identify
+        offset_ns = self.clock.offset_ns
+        boot_offset_ns = self._boot_offset_ns
+        found = []
+        for data in self.kernel.connections():
+            seen = peek_conn(data)
+            if seen.phase == 0:
+                continue  # being made at this moment
+            who = identify(
+                pid=seen.pid,
+                start_ns=seen.start_ns,
+                comm=seen.comm,
+                exe_ino=seen.exe_ino,
+                exe_dev=seen.exe_dev,
+                cgroup_id=seen.cgroup_id,
+            )
+            found.append(
+                OpenConn(
+                    pid=seen.pid,
+                    process_start_ns=seen.start_ns + boot_offset_ns,
+                    comm=who.comm,
+                    exe=who.exe,
+                    unit=who.unit,
+                    container=who.container,
+                    uid=seen.uid,
+                    host=open_host((seen.sk, seen.connect_ns)),
+                    began_ns=seen.connect_ns + offset_ns,
+                    sent=None,
+                    received=None,
+                )
+            )
+        return found
+
+    # -- connections --------------------------------------------------------------------------
+
+    def connections(self, filters: Filters, most: int | None) -> Iterator[bytes]:
+        """See :class:`monitor.api.routes.Source`."""
+        with self.lock:
+            self.catch_up()
+            live = self.kernel.refresh_live()
+            rows = []
+            for data in self.kernel.connections():
+                seen = peek_conn(data)
+                if seen.phase == 0 or (
+                    filters.uid_only is not None and seen.uid != filters.uid_only
+                ):
+                    continue
+                rows.append((seen.connect_ns, bytes(data)))
+            at = _text(self.now_ns())
+        rows.sort(key=lambda row: row[0])
+        return self._connection_pieces(rows, at, filters, most, live)
+
+    def _connection_pieces(
+        self,
+        rows: list[tuple[int, bytes]],
+        at: str,
+        filters: Filters,
+        most: int | None,
+        live: bool,
+    ) -> Iterator[bytes]:
+        yield b'{"v":1,"at":"%s","connections":[' % at.encode()
+        total = 0
+        separator = b""
+        for start in range(0, len(rows), _ROWS_AT_A_TIME):
+            lines = []
+            with self.lock:
+                for _, data in rows[start : start + _ROWS_AT_A_TIME]:
+                    conn = decode_conn(data)
+                    record = self.core.describe(conn, live=live)
+                    if not filters.match(record):
+                        continue
+                    total += 1
+                    if most is None or total <= most:
+                        lines.append(_open_row(record, _tcp_state(conn.tcp_state)))
+            if lines:
+                yield separator + b",".join(lines)
+                separator = b","
+        yield b'],"total":%d}\n' % total
+
+    # -- records ------------------------------------------------------------------------------
+
+    def records(
+        self,
+        filters: Filters,
+        *,
+        since_ns: int | None,
+        until_ns: int | None,
+        most: int,
+        before: str | None,
+        oldest_first: bool,
+    ) -> Iterator[bytes]:
+        """See :class:`monitor.api.routes.Source`."""
+        with self.lock:
+            self.catch_up()
+        history = self.keep.history
+        if history is not None and history.status().enabled:
+            from monitor.history import HistoryQuery
+
+            page = history.query(
+                HistoryQuery(
+                    since_ns=since_ns,
+                    until_ns=until_ns,
+                    limit=most,
+                    before=before,
+                    order="oldest" if oldest_first else "newest",
+                    failed=filters.failed,
+                    slow_us=filters.slow_us,
+                    pid=filters.pid,
+                    comm=filters.comm,
+                    unit=filters.unit,
+                    container=filters.container,
+                    uid=filters.uid,
+                    host=filters.host,
+                    uid_only=filters.uid_only,
+                )
+            )
+            return _record_pieces("history", page.bodies, page.next)
+        if before is not None:
+            raise ParameterError("there is no history, so all records came with the first answer")
+        with self.lock:
+            newest = list(self.keep.recent.newest_first())
+        wanted = [
+            record
+            for record in newest
+            if filters.match(record)
+            and (since_ns is None or (record.start or "") >= _text(since_ns))
+            and (until_ns is None or (record.start or "") < _text(until_ns))
+        ]
+        if oldest_first:
+            wanted.reverse()
+        return _record_pieces("memory", [self.keep.render(r) for r in wanted[:most]], None)
+
+    def record(self, identifier: str, uid_only: int | None) -> bytes | None:
+        """See :class:`monitor.api.routes.Source`."""
+        kind, number = identifier[9:10], identifier[9:]
+        if identifier.startswith(f"{self._boot}-") and kind not in ("t", "n"):
+            try:
+                return self._by_cookie(int(number, 16), uid_only)
+            except ValueError:
+                return None
+        with self.lock:
+            self.catch_up()
+            record = self.keep.recent.get(identifier)
+        if record is not None:
+            return self._shown(record, uid_only)
+        return self._from_history(identifier, uid_only)
+
+    def take(self, cookie: int, uid_only: int | None) -> bytes | None:
+        """See :class:`monitor.api.routes.Source`."""
+        if not 0 < cookie < 1 << 64:
+            return None
+        return self._by_cookie(cookie, uid_only)
+
+    def _by_cookie(self, cookie: int, uid_only: int | None) -> bytes | None:
+        identifier = f"{self._boot}-{cookie:x}"
+        with self.lock:
+            self.catch_up()
+            record = self.keep.recent.get(identifier)
+            if record is None:
+                data = self.kernel.connection_by_cookie(cookie)
+                if data is not None:
+                    conn = decode_conn(data)
+                    live = self.kernel.refresh_live()
+                    record = self.core.describe(conn, live=live)
+        if record is not None:
+            return self._shown(record, uid_only)
+        return self._from_history(identifier, uid_only)
+
+    def _shown(self, record: Record, uid_only: int | None) -> bytes | None:
+        if uid_only is not None and record.uid != uid_only:
+            return None
+        return self.keep.render(record)
+
+    def _from_history(self, identifier: str, uid_only: int | None) -> bytes | None:
+        history = self.keep.history
+        return history.get(identifier, uid_only) if history is not None else None
+
+    # -- the daemon itself --------------------------------------------------------------------
+
+    def doctor(self, *, sees_all: bool) -> dict[str, Any]:
+        """See :class:`monitor.api.routes.Source`."""
+        with self.lock:
+            self.catch_up()
+            lost = self.kernel.lost()
+            hooks = [
+                {"name": name, "attached": why is None, "kind": kind, "why": why}
+                for name, kind, why in self.kernel.hooks()
+            ]
+            maps = self.kernel.map_fill()
+            libraries = self._libraries() if sees_all else None
+            stats = self.keep.stats
+            sizes = {
+                "processes": stats.process_count,
+                "max_processes": stats.max_processes,
+                "hosts": stats.host_count,
+                "max_hosts": stats.max_hosts,
+                "folded": stats.folded,
+            }
+            records = self.keep.records
+            unseen = list(self.unseen)
+        now_ns = self.now_ns()
+        cpu_s = time.process_time()
+        age_s = max(1e-9, (now_ns - self.started_ns) / 1e9)
+        resident, pss = _memory()
+        return {
+            "v": 1,
+            "version": monitor.__version__,
+            "kernel": os.uname().release,
+            "started": _text(self.started_ns),
+            "ready": True,
+            "pid": os.getpid(),
+            "privileged": sees_all,
+            "hooks": hooks,
+            "libraries": libraries,
+            "lookups_seen": self.libraries.lookups_seen,
+            "lockdown": _lockdown(),
+            "uretprobes": self.libraries.return_probes,
+            "maps": [
+                {"name": name, "entries": entries, "max_entries": most}
+                for name, (entries, most) in maps.items()
+            ],
+            "lost": lost,
+            "lost_total": sum(lost.values()),
+            "records": records if sees_all else None,
+            "open": maps["conn_by_sk"][0] if sees_all else None,
+            "history": self._history_status(sees_all),
+            "stats": sizes if sees_all else None,
+            "clients": self._clients(),
+            "cost": {
+                "cpu_seconds": round(cpu_s, 3),
+                "cpu_percent": round(100 * cpu_s / age_s, 3),
+                "pss_bytes": pss,
+                "rss_bytes": resident,
+            },
+            "unseen": unseen,
+        }
+
+    def metrics(self) -> bytes:
+        """See :class:`monitor.api.routes.Source`."""
+        from monitor.api import metrics
+
+        with self.lock:
+            self.catch_up()
+            return metrics.render(self.keep.meter, self._gauges())
+
+    def _gauges(self) -> Gauges:
+        from monitor.api.metrics import Gauges
+
+        maps = self.kernel.map_fill()
+        history = self.keep.history.status() if self.keep.history is not None else None
+        resident, pss = _memory()
+        clients = self._clients()
+        return Gauges(
+            version=monitor.__version__,
+            kernel=os.uname().release,
+            open=maps["conn_by_sk"][0],
+            lost=self.kernel.lost(),
+            maps=maps,
+            history_records=history.records if history is not None else None,
+            history_bytes=history.bytes if history is not None else None,
+            history_dropped=history.dropped if history is not None else 0,
+            started_s=self.started_ns / 1e9,
+            cpu_s=time.process_time(),
+            resident_bytes=resident,
+            pss_bytes=pss,
+            clients=clients["open"],
+            clients_refused=clients["refused"],
+            clients_cut_off=clients["cut_off"],
+        )
+
+    def _libraries(self) -> list[dict[str, Any]]:
+        found = []
+        for status in self.libraries.status():
+            kinds = [_LIBRARY_KINDS[name] for name in status.attached]
+            found.append(
+                {
+                    "path": status.path,
+                    "kind": kinds[0] if kinds else None,
+                    "inode": f"{os.major(status.dev)}:{os.minor(status.dev)}:{status.inode}",
+                    "functions": list(status.attached),
+                    "users": status.users,
+                    "probed": bool(status.attached),
+                    "why": status.error,
+                }
+            )
+        return found
+
+    def _history_status(self, sees_all: bool) -> dict[str, Any] | None:
+        history = self.keep.history
+        if history is None:
+            return None
+        status = history.status()
+        return {
+            "enabled": status.enabled,
+            "path": str(status.path),
+            "records": status.records if sees_all else None,
+            "bytes": status.bytes if sees_all else None,
+            "oldest": _text(status.oldest_ns) if sees_all and status.oldest_ns else None,
+            "dropped": status.dropped,
+            "error": status.error,
+        }
+
+    def _clients(self) -> dict[str, int]:
+        server = self.server
+        if server is None:
+            return {"open": 0, "max": 0, "refused": 0, "cut_off": 0}
+        return {
+            "open": server.open_clients,
+            "max": server.limits.max_clients,
+            "refused": server.refused,
+            "cut_off": server.cut_off,
+        }
+
+
+# Numbers of include/net/tcp_states.h, in the words that ss and sock_diag's users know.
+_TCP_STATES: Final = (
+    None, "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE",
+    "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV",
+)  # fmt: skip
+
+
+def _tcp_state(number: int) -> str | None:
+    return _TCP_STATES[number] if number < len(_TCP_STATES) else None
+
+
+def _open_row(record: Record, tcp_state: str | None) -> bytes:
+    row = record.to_dict()
+    row["tcp_state"] = tcp_state
+    row["before_daemon"] = False
+    return to_json(row).rstrip()
+
+
+def _record_pieces(source: str, bodies: list[bytes], following: str | None) -> Iterator[bytes]:
+    yield b'{"v":1,"source":"%s","records":[' % source.encode()
+    for start in range(0, len(bodies), _ROWS_AT_A_TIME):
+        chunk = b",".join(body.rstrip() for body in bodies[start : start + _ROWS_AT_A_TIME])
+        yield (b"," if start else b"") + chunk
+    yield b'],"next":' + to_json(following).rstrip() + b"}\n"
+
+
+def _text(wall_ns: int) -> str:
+    seconds, rest = divmod(wall_ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
+
+
+def _memory() -> tuple[int, int | None]:
+    """Resident and proportional memory of this process, bytes."""
+    resident = pss = None
+    try:
+        with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("Rss:"):
+                    resident = int(line.split()[1]) * 1024
+                elif line.startswith("Pss:"):
+                    pss = int(line.split()[1]) * 1024
+    except OSError:
+        pss = None
+    if resident is None:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident, pss
+
+
+def _lockdown() -> str | None:
+    try:
+        with open("/sys/kernel/security/lockdown", encoding="ascii") as file:
+            text = file.read()
+    except OSError:
+        return None
+    return text.partition("[")[2].partition("]")[0] or None

@@ -1,0 +1,95 @@
+"""conmonctl against a running conmond, as people use it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.lab.daemon import ROOT, Daemon
+
+pytestmark = pytest.mark.kernel("curl", "setpriv")
+
+
+@pytest.fixture(scope="module")
+def running():
+    daemon = Daemon("--json")
+    yield daemon
+    daemon.stop()
+
+
+def ctl(running, *words, check=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "monitor.cli.conmonctl", *words, "--socket", running.socket],
+        cwd=ROOT, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == check, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def refused(running):
+    subprocess.run(["curl", "-s", "http://127.0.0.1:1/"], check=False)
+    (record,) = running.wait_for(lambda r: r["comm"] == "curl" and r["rport"] == 1)
+    return record
+
+
+def test_ps(running, refused):
+    text = ctl(running, "ps", "--comm", "curl").stdout
+    head, row = text.splitlines()
+    assert head.split()[:3] == ["PID", "COMM", "USER"]
+    assert row.split()[:6] == [str(refused["pid"]), "curl", "root", "0", "1", "1"]
+    answer = json.loads(ctl(running, "ps", "--json", "--by", "comm", "--since", "5m").stdout)
+    assert {row["comm"]: row["failures"] for row in answer["processes"]}["curl"] == {
+        "ECONNREFUSED": 1
+    }
+
+
+def test_show_says_why_it_failed(running, refused):
+    text = ctl(running, "show", refused["id"]).stdout
+    assert "failed: ECONNREFUSED" in text
+    assert "127.0.0.1 refused" in text
+    assert json.loads(ctl(running, "show", refused["id"], "--json").stdout) == refused
+    assert "no record has this id" in ctl(running, "show", "00000000-0", check=1).stderr
+
+
+def test_conns_and_doctor(running):
+    assert ctl(running, "conns").stdout.startswith("PID")
+    assert "hook inet_sock_set_state: attached" in ctl(running, "doctor").stdout
+    assert json.loads(ctl(running, "doctor", "--json").stdout)["lost_total"] == 0
+
+
+def test_tail_shows_what_was_and_what_comes(running, refused):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "monitor.cli.conmonctl", "tail", "--failed", "--since", "1h",
+         "--socket", running.socket], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert "FAILED ECONNREFUSED" in process.stdout.readline()
+        subprocess.run(["curl", "-s", "http://127.0.0.1:1/"], check=False)
+        assert "curl[" in process.stdout.readline()
+    finally:
+        process.send_signal(2)
+        assert process.wait(timeout=5) == 130
+        process.stdout.close()
+
+
+def test_exit_codes(running, tmp_path):
+    words = [sys.executable, "-m", "monitor.cli.conmonctl"]
+    done = subprocess.run([*words, "ps", "--socket", str(tmp_path / "none")],
+                          cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 3
+    assert "is it running?" in done.stderr
+    ctl(running, "ps", "--since", "yesterday", check=1)
+    ctl(running, "ps", "--by", "moon", check=2)
+    ctl(running, "frobnicate", check=2)
+
+
+def test_a_reader_that_goes_away_is_no_error(running):
+    command = f"{sys.executable} -m monitor.cli.conmonctl doctor --socket {running.socket} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stderr == ""

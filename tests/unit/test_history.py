@@ -1,0 +1,188 @@
+"""The history: what is added comes back, in pages, and a bad file stops nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from conmon import Record
+from monitor.cli.output import json_line
+from monitor.errors import SourceError
+from monitor.history import History, HistoryQuery
+from monitor.history.schema import VERSION
+
+KEEP = {"max_age_s": 86_400, "max_bytes": 10**9}
+
+
+def record(number, **changes):
+    made = Record(id=f"aaaaaaaa-{number:x}", state="closed", uid=number % 3, pid=number)
+    return made._replace(comm=f"c{number % 5}", host=f"h{number % 7}.example")._replace(**changes)
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def history(tmp_path, said):
+    history = History.open(tmp_path / "state" / "history.db", **KEEP, say=said.append)
+    yield history
+    history.close()
+    assert not said
+
+
+def add(history, records):
+    for one in records:
+        history.add(one, json_line(one))
+
+
+def ids(page):
+    return [Record.from_json(body).id for body in page.bodies]
+
+
+def test_every_record_comes_back_newest_first_page_by_page(history):
+    records = [record(number) for number in range(23)]
+    add(history, records)
+    got, before = [], None
+    while True:
+        page = history.query(HistoryQuery(limit=5, before=before))
+        got += ids(page)
+        before = page.next
+        if before is None:
+            break
+    assert got == [one.id for one in reversed(records)]
+    assert ids(history.query(HistoryQuery(order="oldest", limit=2))) == [r.id for r in records[:2]]
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ({"pid": 11}, {11}),
+        ({"comm": "c3", "uid": 0}, {3, 18}),
+        ({"host": "h6.example"}, {6, 13, 20}),
+        ({"uid_only": 1, "uid": 2}, set()),
+        ({"failed": True}, {4}),
+        ({"slow_us": 5000}, {9}),
+        ({"unit": "ssh"}, {2}),
+        ({"container": "abc"}, {5}),
+        ({"until_ns": 1}, set()),
+        ({"comm": "c' OR 1 --"}, set()),
+    ],
+)
+def test_filters(history, query, wanted):
+    records = [record(number) for number in range(23)]
+    records[4] = record(4, state="failed")
+    records[9] = record(9, tls_us=5000)
+    records[2] = record(2, unit="ssh.service")
+    records[5] = record(5, container="abcdef")
+    add(history, records)
+    assert set(ids(history.query(HistoryQuery(**query)))) == {f"aaaaaaaa-{n:x}" for n in wanted}
+
+
+def test_one_record_only_for_its_owner(history):
+    add(history, [record(4)])
+    body = history.get("aaaaaaaa-4", None)
+    assert Record.from_json(body) == record(4)
+    assert history.get("aaaaaaaa-4", 1) == body
+    assert history.get("aaaaaaaa-4", 2) is None
+    assert history.get("aaaaaaaa-5", None) is None
+
+
+def test_a_wrong_cursor_is_an_error(history):
+    with pytest.raises(SourceError, match="before must be"):
+        history.query(HistoryQuery(before="x"))
+
+
+def test_names_of_strangers_are_kept(history):
+    odd = record(1, comm="\ud800\x1b[31m", host="a\x00b")
+    add(history, [odd])
+    assert Record.from_json(history.get(odd.id, None)) == odd
+
+
+def test_the_file_is_for_its_owner_alone(history):
+    add(history, [record(1)])
+    history.flush()
+    assert os.stat(history.path).st_mode & 0o777 == 0o600
+    assert os.stat(history.path.parent).st_mode & 0o777 == 0o700
+
+
+def test_what_was_written_is_there_after_a_restart(tmp_path, said):
+    for _ in range(2):
+        history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+        add(history, [record(1)])
+        history.close()
+    history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    assert history.status().records == 2
+    history.close()
+    assert not said
+
+
+def test_old_records_go(tmp_path, said):
+    history = History.open(tmp_path / "h.db", max_age_s=-60, max_bytes=10**9, say=said.append)
+    add(history, [record(1)])
+    history.flush()
+    history.close()
+    database = sqlite3.connect(tmp_path / "h.db")
+    assert database.execute("SELECT count(*) FROM body").fetchone() == (0,)
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database" * 999, b"SQLite format 3\0" + b"\xff" * 9000]
+)
+def test_a_broken_file_is_set_aside(tmp_path, said, content):
+    (tmp_path / "h.db").write_bytes(content)
+    history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    add(history, [record(1)])
+    assert len(history.query(HistoryQuery()).bodies) == 1
+    history.close()
+    assert len(said) == 1
+    (aside,) = tmp_path.glob("h.db.broken-*")
+    assert aside.read_bytes() == content
+
+
+def test_a_file_of_a_later_version_is_set_aside(tmp_path, said):
+    with sqlite3.connect(tmp_path / "h.db") as database:
+        database.execute(f"PRAGMA user_version = {VERSION + 1}")
+    database.close()
+    history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    history.close()
+    assert history.error is None
+    assert "schema" in said[0]
+
+
+def test_a_second_daemon_keeps_none_there(history, said):
+    other = History.open(history.path, **KEEP, say=said.append)
+    other.add(record(1), b"{}")
+    assert other.dropped == 1
+    assert not other.status().enabled
+    assert "another conmond" in said.pop()
+
+
+def test_a_full_disk_is_said_and_counted(tmp_path):
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {os.getcwd()!r})
+from tests.unit.test_history import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+said = []
+history = History.open({str(tmp_path / "h.db")!r}, **KEEP, say=said.append)
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+for turn in range(9):
+    add(history, [record(n, comm=f"{{n * 7919}}") for n in range(500)])
+    history.flush(5)
+status = history.status()
+assert status.dropped and status.error, status
+assert len(said) == 1, said
+history.close()
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "ok\n", done.stderr
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

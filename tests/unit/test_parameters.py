@@ -1,0 +1,90 @@
+"""Query parameters: what strangers may ask, checked."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conmon import Record
+from monitor.api.access import Asker
+from monitor.api.answer import Answer, Later, Stream
+from monitor.api.parameters import (
+    ParameterError,
+    duration_ns,
+    moment_ns,
+    parse_filters,
+    parse_query,
+)
+from monitor.api.routes import Routes
+
+NOW = 1_800_000_000 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [("500us", 500_000), ("200ms", 200_000_000), ("5", 5 * 10**9), ("1.5s", 1_500_000_000),
+     ("5m", 300 * 10**9), ("2h", 7200 * 10**9), ("7d", 604_800 * 10**9)],
+)  # fmt: skip
+def test_durations(text, nanoseconds):
+    assert duration_ns("since", text) == nanoseconds
+
+
+@pytest.mark.parametrize("text", ["", "x", "5 m", "-5s", "5y", "1e9", "٣s", "9999999999d", "."])
+def test_what_is_no_duration(text):
+    with pytest.raises(ParameterError):
+        duration_ns("since", text)
+
+
+def test_moments():
+    assert moment_ns("since", "1m", NOW) == NOW - 60 * 10**9
+    assert moment_ns("since", "2027-01-15T08:00:00Z", NOW) == NOW
+    assert moment_ns("since", "2027-01-15T09:00:00.000001+01:00", NOW) == NOW + 1000
+    with pytest.raises(ParameterError, match="since must be"):
+        moment_ns("since", "noon", NOW)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["pid=x", "pid=-1", "pid=4294967296", "uid=1.0", "failed=maybe", "slow=fast", "color=red",
+     "pid=1&pid=2", "comm=" + "a" * 600, "&".join(f"a{n}=1" for n in range(99)), "a", "comm=%ff"],
+)  # fmt: skip
+def test_what_is_refused(query):
+    with pytest.raises(ParameterError):
+        parse_filters(parse_query(query))
+
+
+def test_filters_choose_records():
+    record = Record(pid=1, comm="a b", unit="x.service", container="abc", uid=2, host="h",
+                    state="failed", tls_us=5000)  # fmt: skip
+    good = ["", "pid=1", "comm=a+b", "unit=x", "unit=x.service", "container=ab", "uid=2",
+            "host=H.", "failed=1", "slow=5ms", "failed=0"]  # fmt: skip
+    bad = ["pid=2", "comm=a", "unit=y", "container=b", "uid=0", "host=g", "slow=6ms"]
+    for query in good:
+        assert parse_filters(parse_query(query)).match(record), query
+    for query in bad:
+        assert not parse_filters(parse_query(query)).match(record), query
+    assert not parse_filters({})._replace(uid_only=3).match(record)
+
+
+class Nothing:
+    def __getattr__(self, name):
+        return lambda *given, **named: NOW if name == "now_ns" else None
+
+
+@given(st.text(max_size=80), st.text(max_size=80), st.booleans())
+def test_any_target_gets_an_answer(path, query, sees_all):
+    routes = Routes(Nothing())
+    for target in (path, f"/v1/records?{query}", f"/v1/stream?{query}", f"/v1/take/{path}",
+                   f"/v1/records/{path}?{query}"):  # fmt: skip
+        reply = routes.reply("GET", target, Asker(1, sees_all))
+        assert isinstance(reply, (Answer, Later, Stream))
+
+
+def test_the_metrics_port_has_metrics_alone():
+    routes = Routes(Nothing())
+    asker = Asker(None, sees_all=True, metrics_only=True)
+    assert routes.reply("GET", "/v1/records", asker).status == 404
+    assert routes.reply("GET", "/metrics", asker).status == 200
+    assert routes.reply("GET", "/metrics", Asker(1, sees_all=False)).status == 403
+    assert routes.reply("POST", "/metrics", asker).status == 405

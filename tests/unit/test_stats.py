@@ -1,0 +1,126 @@
+"""Statistics: counts exact whatever is folded, quantiles within the stated error."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conmon import Record, Tcp
+from monitor.stats import RELATIVE_ERROR, OpenConn, Stats, StatsQuery
+from monitor.stats.values import QUANTILES, Values
+
+SECOND = 10**9
+NOW = 1_800_000_000 * SECOND
+
+
+def record(pid, **changes):
+    return Record(pid=pid, comm=f"c{pid}", uid=pid % 2, state="closed", sockconn_us=100 + pid,
+                  tcp=Tcp(bytes_sent=3, bytes_received=5))._replace(**changes)  # fmt: skip
+
+
+def counted(answer, key="opened"):
+    return sum(row[key] for row in (*answer.rows, *([answer.other] if answer.other else [])))
+
+
+@given(st.lists(st.integers(0, 2**32 + 5), min_size=1, max_size=400), st.integers(1, 5))
+def test_quantiles_are_within_the_error(durations, parts):
+    bags = [Values() for _ in range(parts)]
+    for number, us in enumerate(durations):
+        bags[number % parts].add(us)
+    whole = Values()
+    for bag in bags:
+        bag.compact()
+        whole.merge(bag)
+    ordered = sorted(min(us, 2**32 - 1) for us in durations)
+    found = whole.quantiles()
+    assert found["count"] == len(durations)
+    assert found["max"] == ordered[-1]
+    for name, quantile in QUANTILES.items():
+        true = ordered[int(quantile * (len(ordered) - 1))]
+        assert abs(found[name] - true) <= RELATIVE_ERROR * true + 0.5001
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), max_size=200))
+def test_totals_are_exact_under_folding(events):
+    stats = Stats(started_ns=NOW, max_processes=5, max_hosts=4)
+    now = NOW
+    for pid, host in events:
+        now += SECOND
+        stats.add(record(pid, host=f"h{host}"), 1, now)
+    assert stats.process_count <= 5
+    assert stats.host_count <= 4
+    for by in ("process", "host", "uid"):
+        answer = stats.processes(StatsQuery(by=by), [], now)
+        assert counted(answer) == len(events)
+        assert counted(answer, "bytes_received") == 5 * len(events)
+        windowed = stats.processes(StatsQuery(by=by, since_ns=NOW), [], now)
+        assert counted(windowed) == len(events)
+    mine = stats.processes(StatsQuery(uid_only=1), [], now)
+    assert counted(mine) == sum(pid % 2 for pid, _ in events)
+
+
+def test_windows_hold_what_ended_in_them():
+    stats = Stats(started_ns=NOW)
+    for minute in range(120):
+        stats.add(record(1), 1, NOW + minute * 60 * SECOND)
+    now = NOW + 119 * 60 * SECOND + SECOND
+    for minutes, least, most in ((1, 1, 2), (5, 5, 6), (60, 60, 65)):
+        answer = stats.processes(StatsQuery(since_ns=now - minutes * 60 * SECOND), [], now)
+        assert least <= answer.rows[0]["opened"] <= most
+        begun = [NOW + m * 60 * SECOND >= answer.since_ns for m in range(120)]
+        assert answer.rows[0]["opened"] == sum(begun)
+    whole = stats.processes(StatsQuery(), [], now)
+    assert (whole.rows[0]["opened"], whole.since_ns) == (120, NOW)
+
+
+def test_open_connections_and_failures_are_counted():
+    stats = Stats(started_ns=NOW)
+    stats.add(record(7, state="failed", error="ECONNREFUSED", sockconn_us=None), 1, NOW)
+    stats.add(record(7), 1, NOW)
+    conn = OpenConn(7, 1, "c7", None, None, None, 1, None, NOW, 10, None)
+    (row,) = stats.processes(StatsQuery(), [conn, conn._replace(pid=8)], NOW).rows[:1]
+    assert (row["opened"], row["open"], row["failed"], row["bytes_sent"]) == (3, 1, 1, 16)
+    assert row["failures"] == {"ECONNREFUSED": 1}
+    assert row["sockconn_us"] == {"count": 1, "p50": 107, "p95": 107, "p99": 107, "max": 107}
+    assert row["tls_us"]["p50"] is None
+
+
+def test_a_reused_pid_is_another_process():
+    stats = Stats(started_ns=NOW)
+    stats.add(record(7), 1, NOW)
+    stats.add(record(7), 2, NOW)
+    assert stats.processes(StatsQuery(), [], NOW).total == 2
+    assert stats.processes(StatsQuery(by="comm"), [], NOW).rows[0]["processes"] == 2
+
+
+def test_a_million_short_lived_processes_stay_within_bounds():
+    stats = Stats(started_ns=NOW, max_processes=50, max_hosts=50)
+    for number in range(20_000):
+        stats.add(record(number, host=f"h{number}"), 1, NOW + number * SECOND // 50)
+    answer = stats.processes(StatsQuery(sort="sockconn_us", limit=9), [], NOW + 400 * SECOND)
+    assert len(answer.rows) == 9
+    assert answer.total == 50
+    whole = stats.processes(StatsQuery(), [], NOW + 400 * SECOND)
+    assert counted(whole) == 20_000
+    assert stats.folded == 20_000 - 50
+
+
+def test_a_crawler_is_one_process_with_many_hosts():
+    stats = Stats(started_ns=NOW)
+    for number in range(500):
+        stats.add(record(1, host=f"h{number}"), 1, NOW)
+    assert stats.processes(StatsQuery(), [], NOW).rows[0]["opened"] == 500
+    by_host = stats.processes(StatsQuery(by="host"), [], NOW)
+    assert counted(by_host) == 500
+    assert by_host.other["opened"] > 0
+
+
+def test_quantiles_of_many_values_are_near():
+    values = Values()
+    durations = [random.Random(number).randint(1, 10**6) for number in range(5000)]
+    for us in durations:
+        values.add(us)
+    p99 = sorted(durations)[int(0.99 * 4999)]
+    assert abs(values.quantiles()["p99"] - p99) <= 0.0101 * p99
