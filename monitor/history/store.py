@@ -26,8 +26,8 @@ from monitor.history.schema import NewerFile, migrate, read_dictionary
 
 __all__ = ["History", "HistoryStatus"]
 
-_MAX_QUEUED: Final = 20_000  # records, some 25 MB at worst; a disk that is slower loses some
-_BATCH: Final = 2_000
+_MAX_QUEUED: Final = 8_000  # rows, some 13 MB at worst; a disk that is slower loses some
+_BATCH: Final = 256  # so that what waits takes little memory; a commit costs no sync
 _BATCH_S: Final = 1.0
 _FLUSH_S: Final = 0.5
 _CLOSE_S: Final = 5.0
@@ -38,6 +38,11 @@ _QUERY_S: Final = 5.0
 _QUERY_STEPS: Final = 20_000  # of SQLite's machine, between looks at the clock
 _FULL: Final = 0.95  # of the size allowed, where the oldest begin to go
 _Found = TypeVar("_Found")
+_Row = tuple[
+    int, str | None, int | None, int | None, str | None, str | None, str | None, str | None,
+    bool, int,
+]  # fmt: skip
+"""A row of the table ``record``, without its number."""
 _BROKEN: Final = ("malformed", "not a database", "file is encrypted")
 
 
@@ -65,7 +70,7 @@ class History:
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
         self._say = say
-        self._queue: deque[tuple[Record, bytes, int]] = deque()
+        self._queue: deque[tuple[_Row, bytes]] = deque()
         self._wake = threading.Event()
         self._written = threading.Condition()
         self._added = 0
@@ -115,7 +120,12 @@ class History:
         if self._thread is None or len(self._queue) >= _MAX_QUEUED:
             self.dropped += 1
             return
-        self._queue.append((record, body, time.time_ns() // 1000))
+        row = (
+            time.time_ns() // 1000, record.id, record.pid, record.uid, _storable(record.comm),
+            _storable(record.unit), record.container, _storable(record.host),
+            record.state == "failed", slowest_us(record),
+        )  # fmt: skip
+        self._queue.append((row, body))
         self._added += 1
         if len(self._queue) == _BATCH:
             self._wake.set()
@@ -232,7 +242,7 @@ class History:
             with contextlib.suppress(sqlite3.Error):
                 self._database.close()
 
-    def _write_batch(self, batch: list[tuple[Record, bytes, int]], *, last_try: bool) -> None:
+    def _write_batch(self, batch: list[tuple[_Row, bytes]], *, last_try: bool) -> None:
         now = time.monotonic()
         if self.error is not None and now < self._retry_at and not last_try:
             self.dropped += len(batch)
@@ -243,8 +253,8 @@ class History:
             database = self._database
             assert database is not None
             with database:
-                for record, body, ended_us in batch:
-                    self._insert(database, record, body, ended_us)
+                for row, body in batch:
+                    self._insert(database, row, body)
         except (sqlite3.Error, OSError, SourceError) as exc:
             self.dropped += len(batch)
             self._retry_at = now + _RETRY_S
@@ -258,17 +268,10 @@ class History:
             self.error = None
             self._say(f"the history {self.path} is written again; {self.dropped} records were not")
 
-    def _insert(
-        self, database: sqlite3.Connection, record: Record, body: bytes, ended_us: int
-    ) -> None:
+    def _insert(self, database: sqlite3.Connection, row: _Row, body: bytes) -> None:
         cursor = database.execute(
-            "INSERT INTO record VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                ended_us, record.id, record.pid, record.uid, _storable(record.comm),
-                _storable(record.unit), record.container, _storable(record.host),
-                record.state == "failed", slowest_us(record),
-            ),
-        )  # fmt: skip
+            "INSERT INTO record VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row
+        )
         packer = zlib.compressobj(4, zlib.DEFLATED, -15, zdict=self._dictionary)
         database.execute(
             "INSERT INTO body VALUES (?, ?)",
