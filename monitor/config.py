@@ -6,13 +6,12 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from monitor.api.parameters import ParameterError, duration_ns
 from monitor.errors import MonitorError
-from monitor.options import DEFAULT_SOCKET, DEFAULT_STATE_DIR
+from monitor.options import Config
 
 __all__ = ["Config", "ConfigError", "parse_config", "read_config"]
 
@@ -21,25 +20,6 @@ MAX_BYTES: Final = 1 << 20
 
 class ConfigError(MonitorError):
     """The file is not what it should be: one sentence with its line."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """What the file says; where it says nothing, the default."""
-
-    socket: str = DEFAULT_SOCKET
-    state_dir: str = DEFAULT_STATE_DIR
-    group: str = "conmond"
-    cmdline: bool = False
-    history_enabled: bool = True
-    history_max_age: float = 7 * 86_400
-    """Seconds."""
-    history_max_size: int = 1_000_000_000
-    stats_max_processes: int = 1000
-    stats_max_hosts: int = 1000
-    api_max_clients: int = 64
-    api_max_requests_per_second: int = 200
-    metrics_listen: tuple[str, int] | None = None
 
 
 _SIZES: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -119,7 +99,6 @@ _KEYS: Final[dict[tuple[str, ...], tuple[str, Callable[[Any], Any]]]] = {
     ("socket",): ("socket", _path),
     ("state_dir",): ("state_dir", _path),
     ("group",): ("group", _name),
-    ("cmdline",): ("cmdline", _flag),
     ("history", "enabled"): ("history_enabled", _flag),
     ("history", "max_age"): ("history_max_age", _age),
     ("history", "max_size"): ("history_max_size", _size),

@@ -10,6 +10,7 @@ from conmon.record import Record
 __all__ = [
     "DEFAULT_SOCKET",
     "DEFAULT_STATE_DIR",
+    "Config",
     "HistoryOptions",
     "Options",
     "RecordSink",
@@ -62,8 +63,7 @@ class Options:
 
     ``live``: hand out each record once, with ``state`` open, when its set-up is complete, besides
     the one at its end. ``duration_s``: stop by itself after so long; None is until a signal.
-    ``serve``: the query socket; None: there is none. ``history``: likewise. ``cmdline``: records
-    hold their process's arguments.
+    ``serve``: the query socket; None: there is none. ``history``: likewise.
     """
 
     live: bool = False
@@ -71,7 +71,24 @@ class Options:
     serve: Serve | None = Serve()
     stats: StatsLimits = StatsLimits()
     history: HistoryOptions | None = HistoryOptions()
-    cmdline: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What a configuration file says (monitor/config.py); where it is silent, the default."""
+
+    socket: str = DEFAULT_SOCKET
+    state_dir: str = DEFAULT_STATE_DIR
+    group: str = "conmond"
+    history_enabled: bool = True
+    history_max_age: float = 7 * 86_400
+    """Seconds."""
+    history_max_size: int = 1_000_000_000
+    stats_max_processes: int = 1000
+    stats_max_hosts: int = 1000
+    api_max_clients: int = 64
+    api_max_requests_per_second: int = 200
+    metrics_listen: tuple[str, int] | None = None
 
 
 class RecordSink(Protocol):

@@ -13,11 +13,11 @@ import monitor
 from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from monitor.cli.escape import printable
 from monitor.cli.say import SENTENCE_LIMIT, say
-from monitor.config import Config, ConfigError, read_config
 from monitor.errors import MonitorError
 from monitor.options import (
     DEFAULT_SOCKET,
     DEFAULT_STATE_DIR,
+    Config,
     HistoryOptions,
     Options,
     Serve,
@@ -124,12 +124,20 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Options, Form]:
         parser.error("--live needs the key state, which the lws form has not")
     try:
         return _options(given, live=given.live or form == "table"), form
-    except ConfigError as exc:
+    except MonitorError as exc:
         parser.exit(EXIT_USAGE, f"conmond: {printable(str(exc), SENTENCE_LIMIT)}\n")
 
 
+def _config(path: str | None) -> Config:
+    if path is None:
+        return Config()
+    from monitor.config import read_config  # a parser that only this needs
+
+    return read_config(path)
+
+
 def _options(given: argparse.Namespace, *, live: bool) -> Options:
-    config = read_config(given.config) if given.config is not None else Config()
+    config = _config(given.config)
     named = given.socket or os.environ.get("CONMOND_SOCKET")
     folder = given.state_dir or config.state_dir
     history = None
@@ -153,7 +161,6 @@ def _options(given: argparse.Namespace, *, live: bool) -> Options:
             max_processes=config.stats_max_processes, max_hosts=config.stats_max_hosts
         ),
         history=history,
-        cmdline=config.cmdline,
     )
 
 

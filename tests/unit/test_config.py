@@ -47,9 +47,8 @@ def test_a_mistake_is_one_sentence(text, line, words):
 
 
 def test_values_are_read():
-    config = parse_config('history.max_age="12h"\nmetrics.listen="[::1]:9435"\ncmdline=true', "x")
+    config = parse_config('history.max_age="12h"\nmetrics.listen="[::1]:9435"', "x")
     assert (config.history_max_age, config.metrics_listen) == (43_200, ("::1", 9435))
-    assert config.cmdline
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
