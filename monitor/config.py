@@ -15,7 +15,7 @@ from monitor.options import Config
 
 __all__ = ["Config", "ConfigError", "parse_config", "read_config"]
 
-MAX_BYTES: Final = 1 << 20
+MAX_BYTES: Final = 1 << 16
 
 
 class ConfigError(MonitorError):
@@ -181,19 +181,35 @@ def _without_place(message: str) -> tuple[str, int | None]:
 
 
 # tomllib gives no lines for keys. The first line at which the text up to its end holds the key
-# is the one; asking tomllib itself is right whatever the quoting, and happens only for an error.
+# is the one; asking tomllib itself is right whatever the quoting. What holds the key holds it
+# further on, too, so the line is found by halving.
 def _line_of(path: tuple[str, ...], text: str) -> int:
-    lines = text.splitlines(keepends=True)
-    for number in range(1, len(lines) + 1):
+    lines = text.split("\n")  # TOML ends a line with nothing else
+    first, last = 1, len(lines)
+    while first < last:
+        middle = (first + last) // 2
+        end, held = _next_readable(path, lines, middle)
+        if held:
+            last = middle
+        else:
+            first = end + 1
+    return _next_readable(path, lines, first)[0]
+
+
+# How many lines, at least so many, can be read by themselves, and whether the key is in them.
+# Others end in the middle of a value.
+def _next_readable(path: tuple[str, ...], lines: list[str], number: int) -> tuple[int, bool]:
+    while True:
         try:
-            data: Any = tomllib.loads("".join(lines[:number]))
-        except (tomllib.TOMLDecodeError, ValueError, RecursionError):
-            continue  # in the middle of a value of several lines
-        for key in path:
-            data = data.get(key) if isinstance(data, dict) else None
-        if data is not None:
-            return number
-    return len(lines)
+            data: Any = tomllib.loads("\n".join(lines[:number]))
+            break
+        except (ValueError, RecursionError):
+            if number >= len(lines):
+                return number, True
+            number += 1
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return number, data is not None
 
 
 def _quoted(text: str) -> str:

@@ -34,6 +34,8 @@ def test_the_example_names_every_key_at_its_default():
         ("[history]\nenabled = 1\n", 2, "true or false"),
         ("socket = \n", 1, ""),
         ("history = 3", 1, "is no key"),
+        ("# two\u2028in one\n[api]\nmax_clients = 0", 3, "whole number from 1"),
+        ("#\n" * 9000 + "[stats]\nmax_hosts = -1\n" + "#\n" * 9000, 9002, "whole number"),
         ('"soc\\nket" = 1', 1, "is no key"),
     ],
 )
@@ -57,6 +59,25 @@ def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "bad").write_bytes(b"\n\xff")
     with pytest.raises(ConfigError, match="line 2: not UTF-8"):
         read_config(tmp_path / "bad")
+
+
+# What may stand around a mistake: values of several lines, and lines that only look like keys.
+AROUND = [
+    "# metrics.listen = 2",
+    "",
+    'group = """\\\nconmond\\\n"""',
+    "socket = '''/a\nmetrics.listen = 3\n[api]'''",
+    "stats.max_hosts = 5",
+    '"history" . "max\\u005fage" = "12h"',
+]
+
+
+@given(st.permutations(AROUND), st.integers(0, len(AROUND)))
+def test_the_line_is_right_whatever_stands_around(parts, place):
+    before = "".join(part + "\n" for part in parts[:place])
+    text = "\n".join([before + "metrics.listen = 1", *parts[place:]])
+    with pytest.raises(ConfigError, match=rf"^x line {before.count(chr(10)) + 1}: metrics.listen"):
+        parse_config(text, "x")
 
 
 @given(st.text(max_size=60) | st.sampled_from(["a=", "[", "[[history]]", "x = " + "[" * 5000]))
