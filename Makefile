@@ -7,10 +7,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Left behind by a run as root, these would be in the way of the next run without.
 NO_TRACES := env PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help run test lint bench clean setup-run setup-test
+.PHONY: help run test lint bench install uninstall deb clean setup-run setup-test
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: setup-run ## install what is missing, then watch connections until Ctrl-C; ARGS="--json" goes to conmond
 	@exec $(SUDO) .venv/bin/conmond $(ARGS)
@@ -26,6 +26,22 @@ lint: setup-test ## ruff, mypy --strict, clang-format
 
 bench: setup-test ## what conmond costs on this machine
 	@exec $(SUDO) $(NO_TRACES) $(PYTHON) -m bench $(ARGS)
+
+# Links, unit and man pages go below it; conmond itself always into /opt/conmond.
+PREFIX := /usr/local
+# Into an image, which needs no root: make install DESTDIR=...
+INSTALL_SUDO := $(if $(DESTDIR),,$(SUDO))
+
+install: setup-run ## into /opt/conmond, with links in /usr/local/bin and a systemd unit
+	@packaging/build build/install $(PREFIX) $(PREFIX)/share/zsh/site-functions
+	@$(INSTALL_SUDO) packaging/install build/install $(PREFIX) $(PREFIX)/share/zsh/site-functions $(DESTDIR)
+
+uninstall: ## remove it; configuration and history stay unless PURGE=1
+	@$(INSTALL_SUDO) packaging/uninstall "$(DESTDIR)" "$(PURGE)"
+
+deb: setup-run ## dist/conmond_VERSION_ARCHITECTURE.deb, for apt install
+	@packaging/build build/deb /usr /usr/share/zsh/vendor-completions
+	@packaging/deb build/deb dist
 
 clean: ## remove all that the other targets made, .venv too
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
