@@ -183,7 +183,7 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool v6)
 	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
 		return 1;
 	/* the verifier lets nobody compute with a typed pointer: copy its value */
-	bpf_probe_read_kernel(&sk, sizeof(sk), &typed);
+	read_kernel(&sk, sizeof(sk), &typed);
 	c = conn_by_sk.lookup(&sk);
 	if (c && c->phase == PHASE_CALLING) {
 		c->flags |= CONN_SYNC_FAIL;

@@ -24,11 +24,20 @@
 #define TCP_LAST_ACK    9
 #define TCP_CLOSING     11
 
+/*
+ * Helpers by number (uapi/linux/bpf.h). Called by name, BCC looks for them in
+ * /proc/kallsyms, and where that is hidden, as from a sandboxed service, it
+ * makes bpf_probe_read() of them, which packet programs may not call.
+ */
+static long (*const read_user)(void *to, __u32 size, const void *from) = (void *)112;
+static long (*const read_kernel)(void *to, __u32 size, const void *from) = (void *)113;
+static long (*const read_user_str)(void *to, __u32 size, const void *from) = (void *)114;
+
 /* One scalar field of a kernel object; 0 if the object cannot be read. */
 #define READ_FIELD(type, base, offset)                                                             \
 	({                                                                                         \
 		type value_ = 0;                                                                   \
-		bpf_probe_read_kernel(&value_, sizeof(value_), (char *)(base) + (offset));         \
+		read_kernel(&value_, sizeof(value_), (char *)(base) + (offset));                   \
 		value_;                                                                            \
 	})
 
@@ -70,7 +79,7 @@ static __always_inline void read_task(struct task_info *info)
 	info->start_ns = READ_FIELD(__u64, leader, OFF_task_struct_start_boottime);
 	info->uid = READ_FIELD(__u32, cred, OFF_cred_uid);
 	info->cgroup_id = bpf_get_current_cgroup_id();
-	bpf_probe_read_kernel(info->comm, sizeof(info->comm), task + OFF_task_struct_comm);
+	read_kernel(info->comm, sizeof(info->comm), task + OFF_task_struct_comm);
 	if (file) {
 		char *inode = READ_PTR(file, OFF_file_f_inode);
 		char *super = READ_PTR(inode, OFF_inode_i_sb);
@@ -109,11 +118,11 @@ static __always_inline void read_endpoints(struct conn_event *c, __u64 sk)
 		lport = swap16(READ_FIELD(__u16, sk, OFF_inet_sock_inet_sport));
 	c->lport = lport;
 	if (c->family == AF_INET6) {
-		bpf_probe_read_kernel(c->laddr, 16, (char *)sk + OFF_sock_common_skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(c->raddr, 16, (char *)sk + OFF_sock_common_skc_v6_daddr);
+		read_kernel(c->laddr, 16, (char *)sk + OFF_sock_common_skc_v6_rcv_saddr);
+		read_kernel(c->raddr, 16, (char *)sk + OFF_sock_common_skc_v6_daddr);
 	} else {
-		bpf_probe_read_kernel(c->laddr, 4, (char *)sk + OFF_sock_common_skc_rcv_saddr);
-		bpf_probe_read_kernel(c->raddr, 4, (char *)sk + OFF_sock_common_skc_daddr);
+		read_kernel(c->laddr, 4, (char *)sk + OFF_sock_common_skc_rcv_saddr);
+		read_kernel(c->raddr, 4, (char *)sk + OFF_sock_common_skc_daddr);
 	}
 }
 

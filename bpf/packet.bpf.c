@@ -356,7 +356,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	if (!c) {
 		u64 plain; /* the verifier lets nobody compute with a typed pointer */
 
-		bpf_probe_read_kernel(&plain, sizeof(plain), &sk);
+		read_kernel(&plain, sizeof(plain), &sk);
 		if (READ_FIELD(u16, plain, OFF_sock_sk_protocol) == IPPROTO_UDP)
 			on_udp(skb, plain, rx);
 		return 1;

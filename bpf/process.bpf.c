@@ -43,8 +43,8 @@ static __always_inline void copy_path(struct exec_event *e, char *path)
 		BOUND(at, PATH_MASK);
 		BOUND(len, COMPONENT_LEN - 1);
 		e->path[at] = '/';
-		bpf_probe_read_kernel(e->path + at + 1, len,
-				      READ_PTR(dentry, OFF_dentry_d_name + OFF_qstr_name));
+		read_kernel(e->path + at + 1, len,
+			    READ_PTR(dentry, OFF_dentry_d_name + OFF_qstr_name));
 		dentry = parent;
 	}
 	e->path_start = at;

@@ -50,13 +50,13 @@ int getaddrinfo_enter(struct pt_regs *ctx)
 		return 0;
 	call->start_ns = bpf_ktime_get_ns();
 	call->result = PT_REGS_PARM4(ctx);
-	bpf_probe_read_user_str(call->name, sizeof(call->name), (void *)node);
+	read_user_str(call->name, sizeof(call->name), (void *)node);
 	if (service)
-		bpf_probe_read_user_str(call->service, sizeof(call->service), (void *)service);
+		read_user_str(call->service, sizeof(call->service), (void *)service);
 	if (hints) {
 		s32 head[2] = {};
 
-		bpf_probe_read_user(head, sizeof(head), (void *)hints);
+		read_user(head, sizeof(head), (void *)hints);
 		call->hint_flags = head[0];
 		call->hint_family = head[1];
 	}
@@ -72,7 +72,7 @@ static __always_inline int copy_answers(struct lookup_event *e, u64 result, u32 
 	const int walked = max == ANSWER_SMALL ? LIST_WALKED_SMALL : LIST_WALKED;
 	u64 node = 0;
 
-	if (bpf_probe_read_user(&node, sizeof(node), (void *)result))
+	if (read_user(&node, sizeof(node), (void *)result))
 		e->flags |= 2;
 	for (int i = 0; i < walked; i++) {
 		struct user_addrinfo info = {};
@@ -82,14 +82,14 @@ static __always_inline int copy_answers(struct lookup_event *e, u64 result, u32 
 
 		if (!node)
 			return 0;
-		if (bpf_probe_read_user(&info, sizeof(info), (void *)node)) {
+		if (read_user(&info, sizeof(info), (void *)node)) {
 			e->flags |= 2;
 			return 0;
 		}
 		node = info.next;
 		if (info.family != AF_INET && info.family != AF_INET6)
 			continue;
-		bpf_probe_read_user(sa, info.family == AF_INET ? 16 : 28, (void *)info.addr);
+		read_user(sa, info.family == AF_INET ? 16 : 28, (void *)info.addr);
 		a.family = info.family;
 		a.port = (u16)sa[2] << 8 | sa[3];
 		if (info.family == AF_INET) {
