@@ -130,6 +130,7 @@ def _compile(flags: list[str]) -> tuple[Image, dict[str, float]]:
             child = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",  # not from the current folder, where a stranger may have put a monitor
                     "-c",
                     # the channel first: the interpreter itself must not take that descriptor
                     f"import os; os.dup2({theirs.fileno()}, {CHANNEL}); "
