@@ -96,15 +96,29 @@ def fetch_one(
 
 
 def inflate(data: bytes, dictionary: bytes) -> bytes:
-    """Return the record's JSON."""
-    return zlib.decompressobj(-15, zdict=dictionary).decompress(data)
+    """Return the record's JSON.
+
+    Raises:
+        sqlite3.DatabaseError: the data is damaged.
+    """
+    unpacker = zlib.decompressobj(-15, zdict=dictionary)
+    try:
+        body = unpacker.decompress(data)
+    except zlib.error as exc:
+        raise sqlite3.DatabaseError("a record in it is malformed") from exc
+    if not unpacker.eof:
+        raise sqlite3.DatabaseError("a record in it is malformed")
+    return body
 
 
 def _place(query: HistoryQuery) -> _Condition | None:
     if query.before is None:
         return None
     comparison = ">" if query.order == "oldest" else "<"
-    return _Condition("", f"seq {comparison} ?", (int(query.before),))
+    number = int(query.before)
+    if not 0 <= number < 1 << 63:
+        raise ValueError("no number of a record")
+    return _Condition("", f"seq {comparison} ?", (number,))
 
 
 def _conditions(query: HistoryQuery) -> list[_Condition]:

@@ -86,6 +86,13 @@ def migrate(database: sqlite3.Connection) -> None:
 
 
 def read_dictionary(database: sqlite3.Connection) -> bytes:
-    """Return the dictionary that this file's bodies are compressed with."""
+    """Return the dictionary that this file's bodies are compressed with.
+
+    Raises:
+        sqlite3.DatabaseError: it is damaged.
+    """
     (data,) = database.execute("SELECT value FROM meta WHERE name = 'dictionary'").fetchone()
-    return zlib.decompress(data)
+    try:
+        return zlib.decompress(data)
+    except (zlib.error, TypeError) as exc:
+        raise sqlite3.DatabaseError("its dictionary is malformed") from exc

@@ -43,7 +43,9 @@ _Row = tuple[
     bool, int,
 ]  # fmt: skip
 """A row of the table ``record``, without its number."""
-_BROKEN: Final = ("malformed", "not a database", "file is encrypted")
+_BROKEN: Final = (
+    "malformed", "not a database", "file is encrypted", "no such", "already exists",
+)  # fmt: skip
 
 
 class HistoryStatus(NamedTuple):
@@ -84,6 +86,7 @@ class History:
         self._reading = threading.Lock()
         self._dictionary = b""
         self._count = 0
+        self._oldest_us: int | None = None
         self._thread: threading.Thread | None = None
 
     @classmethod
@@ -188,15 +191,9 @@ class History:
         for suffix in ("", "-wal"):
             with contextlib.suppress(OSError):
                 size += os.stat(f"{self.path}{suffix}").st_size
-        oldest = None
-        if self._thread is not None:
-            with self._reading, contextlib.suppress(SourceError):
-                row = self._read(
-                    lambda database: database.execute(
-                        "SELECT ended_us FROM record ORDER BY seq LIMIT 1"
-                    ).fetchone()
-                )
-                oldest = row[0] * 1000 if row is not None else None
+        # no question to the file: the daemon must not wait for someone's slow one
+        oldest_us = self._oldest_us
+        oldest = oldest_us * 1000 if oldest_us is not None else None
         return HistoryStatus(
             self._thread is not None, self.path, self._count, size, oldest, self.dropped, self.error
         )
@@ -233,14 +230,19 @@ class History:
                 with self._written:
                     self._done += len(batch)
                     self._written.notify_all()
+                if not ending:
+                    self._retain()  # here too: under load the queue may never be empty
             if ending:
                 break
-            now = time.monotonic()
-            if now >= self._retention_at and self._database is not None:
-                self._retention_at = now + (_RETENTION_S if not self._forget_some() else 0.0)
+            self._retain()
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._database.close()
+
+    def _retain(self) -> None:
+        now = time.monotonic()
+        if now >= self._retention_at and self._database is not None:
+            self._retention_at = now + (_RETENTION_S if not self._forget_some() else 0.0)
 
     def _write_batch(self, batch: list[tuple[_Row, bytes]], *, last_try: bool) -> None:
         now = time.monotonic()
@@ -264,6 +266,8 @@ class History:
             self._fail(exc)
             return
         self._count += len(batch)
+        if self._oldest_us is None:
+            self._oldest_us = batch[0][0][0]
         if self.error is not None:
             self.error = None
             self._say(f"the history {self.path} is written again; {self.dropped} records were not")
@@ -287,23 +291,22 @@ class History:
             (free,) = database.execute("PRAGMA freelist_count").fetchone()
             (page,) = database.execute("PRAGMA page_size").fetchone()
             oldest_us = int((time.time() - self._max_age_s) * 1e6)
-            row = database.execute(
-                "SELECT max(seq) FROM (SELECT seq FROM record INDEXED BY record_ended "
-                "WHERE ended_us < ? ORDER BY ended_us LIMIT ?)",
+            # Each by its own number: after a step of the clock, times do not follow numbers.
+            doomed = database.execute(
+                "SELECT seq FROM record INDEXED BY record_ended "
+                "WHERE ended_us < ? ORDER BY ended_us LIMIT ?",
                 (oldest_us, _DELETE_AT_ONCE),
-            ).fetchone()
-            last = row[0]
-            if (pages - free) * page > _FULL * self._max_bytes:
-                row = database.execute(
-                    "SELECT max(seq) FROM (SELECT seq FROM record ORDER BY seq LIMIT ?)",
-                    (_DELETE_AT_ONCE,),
-                ).fetchone()
-                last = max(last or 0, row[0] or 0)
-            if not last:
+            ).fetchall()
+            if not doomed and (pages - free) * page > _FULL * self._max_bytes:
+                doomed = database.execute(
+                    "SELECT seq FROM record ORDER BY seq LIMIT ?", (_DELETE_AT_ONCE,)
+                ).fetchall()
+            if not doomed:
                 return False
             with database:
-                deleted = database.execute("DELETE FROM record WHERE seq <= ?", (last,)).rowcount
-                database.execute("DELETE FROM body WHERE seq <= ?", (last,))
+                database.executemany("DELETE FROM record WHERE seq = ?", doomed)
+                database.executemany("DELETE FROM body WHERE seq = ?", doomed)
+            self._oldest_us = _oldest_us(database)
         except sqlite3.Error as exc:
             self._retry_at = time.monotonic() + _RETRY_S
             if _is_broken(exc):
@@ -311,8 +314,8 @@ class History:
             else:
                 self._fail(exc)
             return False
-        self._count -= deleted
-        return bool(deleted)
+        self._count -= len(doomed)
+        return True
 
     # -- the file -----------------------------------------------------------------------------
 
@@ -356,6 +359,7 @@ class History:
             migrate(database)
             self._dictionary = read_dictionary(database)
             (self._count,) = database.execute("SELECT count(*) FROM record").fetchone()
+            self._oldest_us = _oldest_us(database)
         except BaseException:
             database.close()
             raise
@@ -376,6 +380,7 @@ class History:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
         self._count = 0
+        self._oldest_us = None
         self._retry_at = 0.0
         self._say(f"the history {self.path} cannot be used ({reason}); it is now {aside}")
 
@@ -384,6 +389,11 @@ class History:
         if self.error != reason:
             self.error = reason
             self._say(f"no history is kept in {self.path}: {reason}")
+
+
+def _oldest_us(database: sqlite3.Connection) -> int | None:
+    row = database.execute("SELECT ended_us FROM record ORDER BY seq LIMIT 1").fetchone()
+    return row[0] if row is not None else None
 
 
 def _is_broken(exc: BaseException) -> bool:

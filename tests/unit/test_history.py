@@ -94,9 +94,10 @@ def test_one_record_only_for_its_owner(history):
     assert history.get("aaaaaaaa-5", None) is None
 
 
-def test_a_wrong_cursor_is_an_error(history):
+@pytest.mark.parametrize("before", ["x", "-1", "9" * 20])
+def test_a_wrong_cursor_is_an_error(history, before):
     with pytest.raises(SourceError, match="before must be"):
-        history.query(HistoryQuery(before="x"))
+        history.query(HistoryQuery(before=before))
 
 
 def test_names_of_strangers_are_kept(history):
@@ -186,3 +187,68 @@ print("ok")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def change(path, statement):
+    database = sqlite3.connect(path)
+    with database:
+        database.execute(statement)
+    database.close()
+
+
+@pytest.fixture
+def written(tmp_path, said):
+    """The file of a history that holds eleven records."""
+    history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    add(history, [record(number) for number in range(11)])
+    history.close()
+    return tmp_path / "h.db"
+
+
+def test_one_record_dated_wrongly_takes_no_others_with_it(written, said):
+    change(written, "UPDATE record SET ended_us = 1 WHERE seq = 7")  # the clock was not set yet
+    history = History.open(written, **KEEP, say=said.append)
+    assert history._forget_some()
+    assert history.status().records == 10
+    assert len(history.query(HistoryQuery()).bodies) == 10
+    history.close()
+
+
+@pytest.mark.parametrize("data", ["0011", "ffff", ""])
+def test_a_damaged_record_is_an_error_and_no_broken_answer(written, said, data):
+    change(written, f"UPDATE body SET data = x'{data}' WHERE seq = 7")
+    history = History.open(written, **KEEP, say=said.append)
+    with pytest.raises(SourceError, match="malformed"):
+        history.query(HistoryQuery())
+    history.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE meta SET value = x'00'", "UPDATE meta SET value = 7", "DROP TABLE record"],
+)
+def test_a_file_that_lacks_what_it_needs_is_set_aside(written, said, damage):
+    change(written, damage)
+    history = History.open(written, **KEEP, say=said.append)
+    add(history, [record(1)])
+    assert len(history.query(HistoryQuery()).bodies) == 1
+    history.close()
+    assert len(said) == 1
+    assert list(written.parent.glob("h.db.broken-*"))
+
+
+def test_a_foreign_database_is_set_aside(tmp_path, said):
+    change(tmp_path / "h.db", "CREATE TABLE record (x)")
+    history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    assert history.status().enabled
+    history.close()
+    assert len(said) == 1
+
+
+def test_how_it_does_is_said_while_a_slow_question_runs(history):
+    add(history, [record(1)])
+    history.flush(5)
+    with history._reading:  # as a question holds it
+        status = history.status()
+    assert status.records == 1
+    assert status.oldest_ns is not None
