@@ -242,6 +242,20 @@ struct dns_event {
 	__u8 data[DNS_MAX];
 };
 
+/*
+ * What a socket says when it is asked, not sent by itself: the value of the
+ * map live_by_slot, which user space maps.
+ */
+struct live_figures {
+	__u64 cookie; /* SO_COOKIE; 0 = the socket changed while it was read */
+	__u64 bytes_sent;
+	__u64 bytes_received; /* a FIN counts as one */
+	__u32 rtt_us;         /* smoothed; 0 = never measured */
+	__u32 rttvar_us;
+	__u32 retransmits;
+	__u32 tcp_state; /* TCP_ state */
+};
+
 /* Indices of the per-CPU counter array. */
 enum counter {
 	COUNT_LOST_CONN = 0, /* submits that failed after every retry */
@@ -262,6 +276,7 @@ enum counter {
 _Static_assert(sizeof(struct task_info) == 64, "mirrored in decode.py");
 _Static_assert(sizeof(struct tls_record) == 8, "mirrored in decode.py");
 _Static_assert(sizeof(struct answer) == 24, "mirrored in decode.py");
+_Static_assert(sizeof(struct live_figures) == 40, "mirrored in monitor/kernel/live.py");
 _Static_assert(sizeof(struct exit_event) == 32, "mirrored in decode.py");
 
 #endif

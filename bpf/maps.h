@@ -17,6 +17,8 @@
 #define WAKEUP_BYTES   (RING_PAGES * 512ULL)
 #define MAX_LOOKUPS    4096 /* threads inside getaddrinfo() at one time */
 #define MAX_HANDSHAKES 8192
+#define LIVE_KEYS      11 /* sockets read in one run: a raw tracepoint has 12 arguments */
+#define LIVE_SLOTS     (LIVE_KEYS * 93)
 
 /*
  * Elements are allocated when needed where the kernel has an allocator that
@@ -87,6 +89,12 @@ BPF_TABLE("lru_hash", u64, struct handshake_call, handshake_by_thread, MAX_HANDS
  * get a socket (a server's failed handshakes) are the least recently used.
  */
 BPF_TABLE("lru_hash", struct handshake_key, struct handshake, handshake_by_object, MAX_HANDSHAKES);
+
+/*
+ * Slot -> figures of an open connection. Written when user space asks, which
+ * says what goes where and reads it through mmap.
+ */
+BPF_F_TABLE("array", u32, struct live_figures, live_by_slot, LIVE_SLOTS, 1 << 10 /* mmap */);
 
 /* Never written: copied to make a zeroed entry without stack or memset. */
 BPF_ARRAY(blank_conn, struct conn_event, 1);

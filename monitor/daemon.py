@@ -34,6 +34,7 @@ from monitor.decode import (
     ExecEvent,
     LookupEvent,
     Phase,
+    conn_size,
     decode,
     decode_conn,
     peek_conn,
@@ -44,6 +45,7 @@ from monitor.keep import Keep
 from monitor.kernel.identities import ProcIdentities
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.libraries import Libraries
+from monitor.kernel.older import Older
 from monitor.kernel.routes import connect_errno
 from monitor.options import Options, RecordSink, Serve
 from monitor.service import Service
@@ -155,6 +157,7 @@ class Daemon:
     _libraries: Libraries = field(init=False)
     _keep: Keep = field(init=False)
     _view: View = field(init=False)
+    _older: Older | None = None
     _server: Server | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _service: Service = field(default_factory=lambda: Service(os.environ))
@@ -186,6 +189,8 @@ class Daemon:
             self._open_history(),
             json_line,
         )
+        if self.options.serve is not None:
+            self._older = Older()
         self._view = View(
             lock=self._lock,
             kernel=self.kernel,
@@ -197,6 +202,7 @@ class Daemon:
             started_ns=started_ns,
             catch_up=self._catch_up,
             unseen=unseen,
+            older=self._older,
         )
         if self.options.serve is not None:
             self._serve(self.options.serve)
@@ -231,6 +237,8 @@ class Daemon:
             return
         self._view.server = self._server
         self._server.start()
+        if self._older is not None:
+            self._older.start()
 
     def loop(self) -> int:
         """Run until told to stop; see :func:`run`."""
@@ -281,6 +289,8 @@ class Daemon:
 
     def close(self) -> None:
         """Stop answering, write what is pending, detach the library probes."""
+        if self._older is not None:
+            self._older.close()
         if self._server is not None:
             self._server.close()
         if self._keep.history is not None:
@@ -406,7 +416,7 @@ class Daemon:
             due.sweep_ns = now_ns + _SWEEP_NS
 
     def _snapshot(self, now_ns: int) -> None:
-        conns = []
+        wanted: list[tuple[int, bytes]] = []
         others = []
         stuck = []
         for data in self.kernel.connections():
@@ -418,11 +428,13 @@ class Daemon:
             elif seen.phase == 0:
                 continue  # being made at this moment
             elif self._core.wants(key, process, established=seen.established_ns != 0):
-                conns.append(decode_conn(data))
+                wanted.append((seen.connect_ns, bytes(data[: conn_size(data)])))
             else:
                 others.append(key)
         # events of connections that ended while the map was read
         self._read_ring()
+        wanted.sort(key=lambda conn: conn[0])
+        conns = (decode_conn(data) for _, data in wanted)  # each is two kilobytes
         self._hand_out(self._core.snapshot(conns, others=others, now_ns=now_ns))
         for conn in stuck:
             if self.kernel.forget_connection(conn.sk):

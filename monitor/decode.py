@@ -32,6 +32,7 @@ __all__ = [
     "RecordFlag",
     "Task",
     "TlsRecord",
+    "conn_size",
     "decode",
     "decode_conn",
     "peek_conn",
@@ -307,6 +308,8 @@ _DNS: Final = struct.Struct("=QQHBBI")
 _PEEK: Final = struct.Struct("=QQQII 8x I 4x 16s QQQQ")
 _PHASE_AT: Final = struct.calcsize("=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH")
 
+_LOG_LEN_AT: Final = _PHASE_AT + 8
+
 _AFTER_TASK: Final = _HEADER.size + _TASK.size
 _PATH_LEN: Final = 256
 
@@ -338,6 +341,11 @@ def decode_conn(data: memoryview | bytes) -> ConnEvent:
     if len(log) % _RECORD.size:
         raise DecodeError(f"a conn event of {len(data)} bytes")
     return ConnEvent._make((*fields, log))
+
+
+def conn_size(data: memoryview) -> int:
+    """How much of a ``struct conn_event`` is filled: the rest is room in its log."""
+    return _CONN.size + _RECORD.size * min(data[_LOG_LEN_AT], 32)
 
 
 class ConnPeek(NamedTuple):

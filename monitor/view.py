@@ -18,16 +18,17 @@ from conmon.record import Record
 from monitor.api.answer import to_json
 from monitor.api.parameters import Filters, ParameterError
 from monitor.correlate import Clock, Correlator
-from monitor.decode import decode_conn, peek_conn
 from monitor.keep import Keep
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.libraries import Libraries
-from monitor.stats import OpenConn, StatsQuery
+from monitor.opennow import OpenNow, OpenRow
+from monitor.stats import StatsQuery
 
 if TYPE_CHECKING:
     from monitor.api.metrics import Gauges
     from monitor.api.server import Server
     from monitor.kernel.identities import ProcIdentities
+    from monitor.kernel.older import Older
 
 __all__ = ["View"]
 
@@ -58,12 +59,22 @@ class View:
     catch_up: Callable[[], None]
     unseen: list[str]
     server: Server | None = None
+    older: Older | None = None
+    _open: OpenNow = field(init=False)
     _boot_offset_ns: int = field(init=False)
     _boot: str = field(init=False)
 
     def __post_init__(self) -> None:
         self._boot_offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._boot = self.core.facts.boot
+        self._open = OpenNow(
+            kernel=self.kernel,
+            core=self.core,
+            identities=self.identities,
+            clock=self.clock,
+            boot_offset_ns=self._boot_offset_ns,
+            older=self.older,
+        )
 
     def now_ns(self) -> int:
         """Nanoseconds since 1970."""
@@ -80,44 +91,9 @@ class View:
         with self.lock:
             self.catch_up()
             now_ns = self.now_ns()
-            answer = self.keep.stats.processes(query, self._open_now(), now_ns)
+            answer = self.keep.stats.processes(query, self._open.groups(), now_ns)
             lost = sum(self.kernel.lost().values())
         return {"v": 1, "at": _text(now_ns), "lost": lost, **answer.to_dict()}
-
-    def _open_now(self) -> list[OpenConn]:
-        open_host = self.core.open_host
-        identify = self.identities.identify
-        offset_ns = self.clock.offset_ns
-        boot_offset_ns = self._boot_offset_ns
-        found = []
-        for data in self.kernel.connections():
-            seen = peek_conn(data)
-            if seen.phase == 0:
-                continue  # being made at this moment
-            who = identify(
-                pid=seen.pid,
-                start_ns=seen.start_ns,
-                comm=seen.comm,
-                exe_ino=seen.exe_ino,
-                exe_dev=seen.exe_dev,
-                cgroup_id=seen.cgroup_id,
-            )
-            found.append(
-                OpenConn(
-                    pid=seen.pid,
-                    process_start_ns=seen.start_ns + boot_offset_ns,
-                    comm=who.comm,
-                    exe=who.exe,
-                    unit=who.unit,
-                    container=who.container,
-                    uid=seen.uid,
-                    host=open_host((seen.sk, seen.connect_ns)),
-                    began_ns=seen.connect_ns + offset_ns,
-                    sent=None,
-                    received=None,
-                )
-            )
-        return found
 
     # -- connections --------------------------------------------------------------------------
 
@@ -125,41 +101,31 @@ class View:
         """See :class:`monitor.api.routes.Source`."""
         with self.lock:
             self.catch_up()
-            live = self.kernel.refresh_live()
-            rows = []
-            for data in self.kernel.connections():
-                seen = peek_conn(data)
-                if seen.phase == 0 or (
-                    filters.uid_only is not None and seen.uid != filters.uid_only
-                ):
-                    continue
-                rows.append((seen.connect_ns, bytes(data)))
+            rows, total = self._open.rows(filters, most)
             at = _text(self.now_ns())
-        rows.sort(key=lambda row: row[0])
-        return self._connection_pieces(rows, at, filters, most, live)
+        return self._connection_pieces(rows, total, at, filters, most)
 
     def _connection_pieces(
-        self,
-        rows: list[tuple[int, bytes]],
-        at: str,
-        filters: Filters,
-        most: int | None,
-        live: bool,
+        self, rows: list[OpenRow], total: int, at: str, filters: Filters, most: int | None
     ) -> Iterator[bytes]:
         yield b'{"v":1,"at":"%s","connections":[' % at.encode()
-        total = 0
+        if filters.need_record:
+            total = 0
         separator = b""
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
             lines = []
             with self.lock:
-                for _, data in rows[start : start + _ROWS_AT_A_TIME]:
-                    conn = decode_conn(data)
-                    record = self.core.describe(conn, live=live)
-                    if not filters.match(record):
-                        continue
-                    total += 1
-                    if most is None or total <= most:
-                        lines.append(_open_row(record, _tcp_state(conn.tcp_state)))
+                chunk = rows[start : start + _ROWS_AT_A_TIME]
+                live = self._open.live(chunk)
+                for row in chunk:
+                    record, tcp_state, older = self._open.describe(row, live.get(row.sk))
+                    if filters.need_record:
+                        if not filters.match(record):
+                            continue
+                        total += 1
+                        if most is not None and total > most:
+                            continue
+                    lines.append(_open_row(record, tcp_state, older))
             if lines:
                 yield separator + b",".join(lines)
                 separator = b","
@@ -245,11 +211,7 @@ class View:
             self.catch_up()
             record = self.keep.recent.get(identifier)
             if record is None:
-                data = self.kernel.connection_by_cookie(cookie)
-                if data is not None:
-                    conn = decode_conn(data)
-                    live = self.kernel.refresh_live()
-                    record = self.core.describe(conn, live=live)
+                record = self._open.by_cookie(cookie)
         if record is not None:
             return self._shown(record, uid_only)
         return self._from_history(identifier, uid_only)
@@ -285,7 +247,7 @@ class View:
                 "folded": stats.folded,
             }
             records = self.keep.records
-            unseen = list(self.unseen)
+            unseen = self._unseen()
         now_ns = self.now_ns()
         cpu_s = time.process_time()
         age_s = max(1e-9, (now_ns - self.started_ns) / 1e9)
@@ -322,6 +284,10 @@ class View:
             },
             "unseen": unseen,
         }
+
+    def _unseen(self) -> list[str]:
+        older = self.older.failed if self.older is not None else None
+        return [*self.unseen, *(why for why in (self.kernel.live_failed, older) if why)]
 
     def metrics(self) -> bytes:
         """See :class:`monitor.api.routes.Source`."""
@@ -400,21 +366,10 @@ class View:
         }
 
 
-# Numbers of include/net/tcp_states.h, in the words that ss and sock_diag's users know.
-_TCP_STATES: Final = (
-    None, "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE",
-    "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV",
-)  # fmt: skip
-
-
-def _tcp_state(number: int) -> str | None:
-    return _TCP_STATES[number] if number < len(_TCP_STATES) else None
-
-
-def _open_row(record: Record, tcp_state: str | None) -> bytes:
+def _open_row(record: Record, tcp_state: str | None, older: bool) -> bytes:
     row = record.to_dict()
     row["tcp_state"] = tcp_state
-    row["before_daemon"] = False
+    row["before_daemon"] = older
     return to_json(row).rstrip()
 
 

@@ -60,6 +60,19 @@ class Filters(NamedTuple):
     uid_only: int | None = None
     """All that the asker may see; None: everything."""
 
+    @property
+    def need_record(self) -> bool:
+        """Whether more than user and process decide."""
+        return self._replace(pid=None, uid=None, uid_only=None) != Filters()
+
+    def match_process(self, pid: int | None, uid: int) -> bool:
+        """Whether connections of this process and user may be wanted."""
+        return (
+            (self.uid_only is None or uid == self.uid_only)
+            and (self.pid is None or pid == self.pid)
+            and (self.uid is None or uid == self.uid)
+        )
+
     def match(self, record: Record) -> bool:
         """Whether a record is wanted."""
         return (

@@ -21,14 +21,15 @@ open connections keep their lookups. ``now_ns`` is CLOCK_MONOTONIC throughout.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from conmon.names import AI_NUMERICHOST
-from conmon.record import Record
-from monitor.correlate.build import Clock, Facts, lookup_record, record_of, tcp_of
+from conmon.record import Record, Tcp
+from monitor.correlate.build import Clock, Facts, lookup_record, record_of
 from monitor.correlate.dns_wire import DnsTable
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.identity import Identities, Identity
@@ -198,18 +199,19 @@ class Correlator:
         )
 
     def snapshot(
-        self, conns: Sequence[ConnEvent], *, others: Iterable[Key] = (), now_ns: int
+        self, conns: Iterable[ConnEvent], *, others: Iterable[Key] = (), now_ns: int
     ) -> list[Record]:
         """Take in all connections that are open now, and settle what waited for that.
 
         Args:
-            conns: from the map ``conn_by_sk``. Every event that the kernel submitted before it
-                was read has been fed.
+            conns: from the map ``conn_by_sk``, in the order in which they began. Every event that
+                the kernel submitted before it was read has been fed.
             others: sk and connect_ns of those in the map that :meth:`wants` did not want.
         """
         self._lookup_since_snapshot = False
-        current = {(conn.sk, conn.connect_ns) for conn in conns}
-        current.update(others)
+        current = set(others)
+        answered: list[ConnEvent] = []
+        records = self._settle_in_order(self._unsettled(conns, current, answered))
         for key in [key for key in self._open if key not in current]:
             known = self._open[key]
             known.missing += 1
@@ -217,31 +219,42 @@ class Correlator:
                 del self._open[key]
                 self._hellos.take(*key)
                 self.vanished += 1
-        fresh: list[tuple[ConnEvent, _Open]] = []
+        self._claim_held()
+        records += self._expire(now_ns)
+        records += self._announce(answered)
+        return records
+
+    def _unsettled(
+        self, conns: Iterable[ConnEvent], current: set[Key], answered: list[ConnEvent]
+    ) -> Iterator[tuple[ConnEvent, _Open]]:
+        """Yield those whose lookup is still to be found, as they come: there may be very many.
+
+        Args:
+            current: takes in what each is known by.
+            answered: takes in those that may be announced.
+        """
         for conn in conns:
-            opened = self._open.get((conn.sk, conn.connect_ns))
+            key = (conn.sk, conn.connect_ns)
+            current.add(key)
+            opened = self._open.get(key)
             if opened is None:
                 opened = _Open(_trial_of(conn))
                 if len(self._open) < MAX_OPEN:
-                    self._open[(conn.sk, conn.connect_ns)] = opened
+                    self._open[key] = opened
             elif not opened.trial.established_ns:
                 opened.trial = _trial_of(conn)
             opened.missing = 0
+            if self.live and conn.first_resp_ns and not opened.announced:
+                answered.append(conn)  # set-up ends with the first answer
             if not opened.joined:
-                fresh.append((conn, opened))
-        records = self._settle_in_order(fresh)
-        self._claim_held()
-        records += self._expire(now_ns)
-        if self.live:
-            records += self._announce(conns)
-        return records
+                yield conn, opened
 
-    def describe(self, conn: ConnEvent, *, live: bool) -> Record:
+    def describe(self, conn: ConnEvent, tcp: Tcp | None) -> Record:
         """Return the record of an open connection as it stands. Nothing is settled by it.
 
         Args:
             conn: from the map ``conn_by_sk``.
-            live: its TCP figures were brought up to date.
+            tcp: what its socket says; None where that is not known.
         """
         opened = self._open.get((conn.sk, conn.connect_ns))
         join: Join | None
@@ -253,9 +266,7 @@ class Correlator:
                 found = self._lookups.join(conn, sni=self._sni(conn))
             join = None if isinstance(found, Ambiguous) else found or self._wire_join(conn)
         record = self._record(conn, join, tuple(opened.earlier) if opened is not None else ())
-        if live and conn.established_ns:
-            record = record._replace(tcp=tcp_of(conn))
-        return record
+        return record._replace(tcp=tcp) if tcp is not None and conn.established_ns else record
 
     def open_host(self, key: Key) -> str | None:
         """Return the name that an open connection was looked up by, where that is settled."""
@@ -427,13 +438,14 @@ class Correlator:
 
     # -- what waited --------------------------------------------------------------------------
 
-    def _settle_in_order(self, fresh: list[tuple[ConnEvent, _Open]]) -> list[Record]:
+    def _settle_in_order(self, fresh: Iterable[tuple[ConnEvent, _Open]]) -> list[Record]:
         """Join open connections and put-off ones, in the order in which they began."""
         records: list[Record] = []
-        waiting: list[tuple[ConnEvent, _Open | None]] = list(fresh)
-        waiting += [(conn, None) for conn in self._deferred]
-        self._deferred = []
-        waiting.sort(key=lambda item: item[0].connect_ns)
+        deferred, self._deferred = self._deferred, []
+        deferred.sort(key=lambda conn: conn.connect_ns)
+        waiting: Iterator[tuple[ConnEvent, _Open | None]] = heapq.merge(
+            fresh, ((conn, None) for conn in deferred), key=lambda item: item[0].connect_ns
+        )
         for conn, opened in waiting:
             found = self._lookups.join(conn, sni=self._sni(conn), in_order=True)
             join = None if isinstance(found, Ambiguous) else found or self._wire_join(conn)
@@ -486,10 +498,8 @@ class Correlator:
         records = []
         for conn in conns:
             opened = self._open.get((conn.sk, conn.connect_ns))
-            if opened is None or opened.announced or not opened.joined:
+            if opened is None or not opened.joined:
                 continue
-            if not conn.first_resp_ns:
-                continue  # set-up ends with the first answer
             opened.announced = True
             records.append(self._record(conn, opened.join, tuple(opened.earlier)))
         return records

@@ -27,6 +27,7 @@ __all__ = [
     "map_layout",
     "open_raw_tracepoint",
     "program_cost",
+    "run_program",
 ]
 
 _SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
@@ -36,6 +37,7 @@ _MAP_CREATE: Final = 0
 _MAP_LOOKUP_ELEM: Final = 1
 _MAP_DELETE_ELEM: Final = 3
 _PROG_LOAD: Final = 5
+_PROG_TEST_RUN: Final = 10
 _RAW_TRACEPOINT_OPEN: Final = 17
 _OBJ_GET_INFO_BY_FD: Final = 15
 _MAP_LOOKUP_BATCH: Final = 24
@@ -175,6 +177,24 @@ def link_cgroup(program: int, cgroup: int, attach_type: int) -> int:
         return bpf(_LINK_CREATE, _attributes("=IIIIQQQQ", program, cgroup, attach_type, *[0] * 5))
     except OSError as exc:
         raise SourceError(f"cannot attach to the cgroup: {exc.strerror}") from exc
+
+
+def run_program(program: int, context: ctypes.Array[ctypes.c_char]) -> None:
+    """Run a raw tracepoint program once, here and now (5.10).
+
+    Args:
+        context: what it sees as its arguments, 64 bits each.
+    Raises:
+        OSError: with the kernel's errno.
+    """
+    bpf(
+        _PROG_TEST_RUN,
+        _attributes(
+            "=IIIIQQIIIIQQIII4x",
+            *(program, 0, 0, 0, 0, 0, 0, 0),
+            *(len(context), 0, ctypes.addressof(context), 0, 0, 0, 0),
+        ),
+    )
 
 
 def lookup_element(map_fd: int, key: bytes, value_size: int) -> bytes | None:

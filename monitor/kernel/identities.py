@@ -96,7 +96,7 @@ class ProcIdentities:
         known = self._identities.get(key)
         if known is not None:
             return known
-        unit, container = self._cgroup(cgroup_id, pid)
+        unit, container = self.unit_of(cgroup_id, pid)
         identity = Identity(
             printable_text(comm), self._exe(pid, start_ns, exe_ino, exe_dev), unit, container
         )
@@ -122,7 +122,8 @@ class ProcIdentities:
         _bound(self._exe_by_inode, MAX_PATHS)
         return path
 
-    def _cgroup(self, cgroup_id: int, pid: int) -> tuple[str | None, str | None]:
+    def unit_of(self, cgroup_id: int, pid: int | None) -> tuple[str | None, str | None]:
+        """Return systemd unit and container id of a cgroup, of which a process is in it."""
         if not cgroup_id:
             return None, None
         known = self._cgroups.get(cgroup_id)
@@ -134,8 +135,8 @@ class ProcIdentities:
         _bound(self._cgroups, MAX_CGROUPS)
         return found
 
-    def _cgroup_of_process(self, cgroup_id: int, pid: int) -> str | None:
-        if self._root is None:
+    def _cgroup_of_process(self, cgroup_id: int, pid: int | None) -> str | None:
+        if self._root is None or pid is None:
             return None
         try:
             text = (self._proc / str(pid) / "cgroup").read_text(errors="backslashreplace")

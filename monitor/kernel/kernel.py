@@ -6,15 +6,16 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from monitor.decode import COUNTERS
-from monitor.errors import LoadError
+from monitor.errors import LoadError, MonitorError
 from monitor.kernel import bpf_syscall
 from monitor.kernel.attach import Attached, attach
 from monitor.kernel.identities import find_cgroup2
+from monitor.kernel.live import Live, LiveFigures
 from monitor.kernel.loader import Loaded, load
 from monitor.kernel.programs import CGROUP_HOOKS, TRACEPOINTS
 from monitor.kernel.ring import Ring
@@ -90,7 +91,9 @@ class Kernel:
     cgroup: str | None
     _conns: bpf_syscall.MapBatch
     _cpus: int
-    _last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+    live_failed: str | None = None
+    """Why sockets cannot be asked for their figures, once that is known."""
+    _live: Live | None = None
 
     @classmethod
     def open(cls, defines: dict[str, int] | None = None) -> Kernel:
@@ -117,9 +120,29 @@ class Kernel:
         """Yield every entry of conn_by_sk, a struct conn_event each."""
         return self._conns.read()
 
-    def refresh_live(self) -> bool:
-        """Bring the TCP figures in conn_by_sk up to date; False where this kernel cannot."""
-        return False
+    def live_figures(self, sockets: Sequence[tuple[int, int]]) -> dict[int, LiveFigures]:
+        """What open sockets say of themselves, by address; of those that are gone nothing.
+
+        Args:
+            sockets: address of struct sock, and SO_COOKIE, of each.
+        Returns:
+            Nothing at all where this kernel cannot tell: ``live_failed`` then says why.
+        """
+        if self.live_failed is not None:
+            return {}
+        try:
+            if self._live is None:
+                self._live = self._open_live()
+            return self._live.read(sockets)
+        except MonitorError as exc:
+            self.live_failed = f"{exc}; not seen: the TCP figures of open connections"
+            return {}
+
+    def _open_live(self) -> Live:
+        if "live_read" in self.loaded.failed:
+            raise LoadError(self.loaded.failed["live_read"])
+        slots = self.loaded.specs["live_by_slot"].max_entries
+        return Live(self.loaded.programs["live_read"], self.loaded.maps["live_by_slot"], slots)
 
     def connection_by_cookie(self, cookie: int) -> bytes | None:
         """Return the entry of conn_by_sk with this socket cookie; None where there is none."""
@@ -167,6 +190,8 @@ class Kernel:
 
     def close(self) -> None:
         """Detach and unload."""
+        if self._live is not None:
+            self._live.close()
         self.attached.close()
         self.ring.close()
         self.loaded.close()

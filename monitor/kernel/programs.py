@@ -28,6 +28,7 @@ SOURCES: Final = (
     "resolve.bpf.c",
     "tls.bpf.c",
     "process.bpf.c",
+    "live.bpf.c",
 )
 
 
@@ -74,6 +75,7 @@ PROGRAMS: Final = (
     _program("openssl_return", ProgramType.KPROBE),
     _program("gnutls_enter", ProgramType.KPROBE),
     _program("gnutls_return", ProgramType.KPROBE),
+    _program("live_read", ProgramType.RAW_TRACEPOINT),
 )
 
 # tracepoint -> program
@@ -106,6 +108,7 @@ MAPS: Final = (
     "lookup_by_thread",
     "handshake_by_thread",
     "handshake_by_object",
+    "live_by_slot",
     "blank_conn",
     "blank_lookup",
 )
@@ -122,6 +125,7 @@ FIELDS: Final = {
         "skc_v6_rcv_saddr",
         "skc_net",
         "skc_cookie",
+        "skc_state",
     ),
     "sock": ("sk_err", "sk_protocol"),
     "inet_sock": ("inet_sport",),

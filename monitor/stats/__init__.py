@@ -1,7 +1,7 @@
 """Per-process statistics of connections: counts, failures and latency quantiles. Pure."""
 
-from monitor.stats.query import OpenConn, StatsAnswer, StatsQuery
+from monitor.stats.query import OpenConns, StatsAnswer, StatsQuery
 from monitor.stats.stats import Stats
 from monitor.stats.values import RELATIVE_ERROR
 
-__all__ = ["RELATIVE_ERROR", "OpenConn", "Stats", "StatsAnswer", "StatsQuery"]
+__all__ = ["RELATIVE_ERROR", "OpenConns", "Stats", "StatsAnswer", "StatsQuery"]

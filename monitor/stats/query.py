@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from monitor.stats.values import RELATIVE_ERROR
 
-__all__ = ["OpenConn", "StatsAnswer", "StatsQuery", "Who"]
+__all__ = ["OpenConns", "StatsAnswer", "StatsQuery", "Who"]
 
 
 class Who(NamedTuple):
@@ -26,8 +26,9 @@ class Who(NamedTuple):
     """Several hosts, no longer told apart."""
 
 
-class OpenConn(NamedTuple):
-    """A connection that is open now. Times are nanoseconds since 1970; bytes None: not known."""
+@dataclass(slots=True)
+class OpenConns:
+    """The connections that one process has open to one host now."""
 
     pid: int | None
     process_start_ns: int | None
@@ -37,9 +38,11 @@ class OpenConn(NamedTuple):
     container: str | None
     uid: int | None
     host: str | None
-    began_ns: int
-    sent: int | None
-    received: int | None
+    began_ns: list[int] = field(default_factory=list)
+    """When each began, nanoseconds since 1970; 0: before the daemon."""
+    sent: int = 0
+    """Payload bytes so far, of those that it is known of."""
+    received: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ class StatsQuery:
         chosen = (self.pid, self.comm, self.unit, self.container, self.uid, self.host)
         return any(value is not None for value in chosen)
 
-    def wants(self, who: Who | OpenConn) -> bool:
+    def wants(self, who: Who | OpenConns) -> bool:
         """Whether a process and host are counted."""
         return (
             (self.uid_only is None or who.uid == self.uid_only)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from conmon.record import Record
-from monitor.stats.query import OpenConn, StatsAnswer, StatsQuery, Who, text_of
+from monitor.stats.query import OpenConns, StatsAnswer, StatsQuery, Who, text_of
 from monitor.stats.tally import PHASES, Tally
 
 __all__ = ["Stats"]
@@ -211,13 +211,13 @@ class Stats:
     # -- out ----------------------------------------------------------------------------------
 
     def processes(
-        self, query: StatsQuery, open_now: Sequence[OpenConn], now_ns: int
+        self, query: StatsQuery, open_now: Sequence[OpenConns], now_ns: int
     ) -> StatsAnswer:
         """Add up what was asked for.
 
         Args:
             query: which connections, how grouped, since when.
-            open_now: every connection that is open; those that fit are counted.
+            open_now: all connections that are open; those that fit are counted.
         """
         self._turn(now_ns)
         since_ns, counted, others = self._window(query.since_ns, now_ns)
@@ -245,11 +245,12 @@ class Stats:
             if row is None:
                 row = rows[key] = _Row(conn)
             row.processes.add((conn.pid, conn.process_start_ns))
-            row.open += 1
-            row.sent += conn.sent or 0
-            row.received += conn.received or 0
+            row.open += len(conn.began_ns)
+            row.sent += conn.sent
+            row.received += conn.received
             # those begun before are open, but not of this window
-            row.opened += query.since_ns is None or conn.began_ns >= since_ns
+            from_ns = 1 if query.since_ns is None else since_ns
+            row.opened += sum(began_ns >= from_ns for began_ns in conn.began_ns)
         if not query.filters_who:
             for uid, tally in others:
                 if query.uid_only is None or uid == query.uid_only:
@@ -285,7 +286,7 @@ class Stats:
 class _Row:
     __slots__ = ("open", "opened", "processes", "received", "sent", "tally", "who")
 
-    def __init__(self, who: Who | OpenConn | None) -> None:
+    def __init__(self, who: Who | OpenConns | None) -> None:
         self.who = who
         self.tally = Tally()
         self.processes: set[tuple[int | None, int | None]] = set()
@@ -302,7 +303,7 @@ def _chain(
     yield from second
 
 
-_GROUPS: Final[dict[str, Callable[[Who | OpenConn], Any]]] = {
+_GROUPS: Final[dict[str, Callable[[Who | OpenConns], Any]]] = {
     "process": lambda who: (who.pid, who.process_start_ns),
     "comm": lambda who: who.comm,
     "unit": lambda who: who.unit,

@@ -185,7 +185,8 @@ class World:
         return self._checked([r for event in events for r in self.core.feed(event)])
 
     def snapshot(self, ms: float, *opened: ConnEvent) -> list[Record]:
-        return self._checked(self.core.snapshot(opened, now_ns=at(ms)))
+        in_order = sorted(opened, key=lambda conn: conn.connect_ns)
+        return self._checked(self.core.snapshot(in_order, now_ns=at(ms)))
 
     def finish(self) -> list[Record]:
         return self._checked(self.core.finish())

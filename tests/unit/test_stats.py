@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from conmon import Record, Tcp
-from monitor.stats import RELATIVE_ERROR, OpenConn, Stats, StatsQuery
+from monitor.stats import RELATIVE_ERROR, OpenConns, Stats, StatsQuery
 from monitor.stats.values import QUANTILES, Values
 
 SECOND = 10**9
@@ -79,8 +80,8 @@ def test_open_connections_and_failures_are_counted():
     stats = Stats(started_ns=NOW)
     stats.add(record(7, state="failed", error="ECONNREFUSED", sockconn_us=None), 1, NOW)
     stats.add(record(7), 1, NOW)
-    conn = OpenConn(7, 1, "c7", None, None, None, 1, None, NOW, 10, None)
-    (row,) = stats.processes(StatsQuery(), [conn, conn._replace(pid=8)], NOW).rows[:1]
+    conn = OpenConns(7, 1, "c7", None, None, None, 1, None, [NOW], 10, 0)
+    (row,) = stats.processes(StatsQuery(), [conn, replace(conn, pid=8)], NOW).rows[:1]
     assert (row["opened"], row["open"], row["failed"], row["bytes_sent"]) == (3, 1, 1, 16)
     assert row["failures"] == {"ECONNREFUSED": 1}
     assert row["sockconn_us"] == {"count": 1, "p50": 107, "p95": 107, "p99": 107, "max": 107}

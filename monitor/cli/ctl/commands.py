@@ -15,6 +15,7 @@ from monitor.cli.ctl.words import columns, count, duration, name, size, user
 
 __all__ = ["COMMANDS"]
 
+_CONNS_SHOWN: Final = 1000  # more than anybody reads; a program gets all
 _FILTERS: Final = ("pid", "comm", "unit", "container", "uid", "host")
 
 
@@ -69,6 +70,8 @@ def _ps_row(row: dict[str, Any], by: str) -> list[str]:
 
 def conns(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
     """Connections that are open now."""
+    if given.limit is None and not given.json:
+        given.limit = _CONNS_SHOWN
     answer = daemon.get("/v1/connections", **_filters(given, "limit"))
     rows = answer["connections"]
     if given.json:

@@ -1,0 +1,223 @@
+"""The connections that are open now: those whose begin was seen, and those older than the daemon.
+
+Every method is to be called with the daemon's lock held.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from conmon.record import Record, Tcp
+from monitor.api.parameters import Filters
+from monitor.correlate import Clock, Correlator
+from monitor.decode import ConnPeek, conn_size, decode_conn, peek_conn
+from monitor.kernel.kernel import Kernel
+from monitor.stats import OpenConns
+
+if TYPE_CHECKING:
+    from monitor.kernel.identities import ProcIdentities
+    from monitor.kernel.live import LiveFigures
+    from monitor.kernel.older import Older, OlderConn
+
+__all__ = ["OpenNow", "OpenRow"]
+
+_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+# Numbers of include/net/tcp_states.h, in the words that ss and sock_diag's users know.
+_TCP_STATES: Final = (
+    None, "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE",
+    "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV",
+)  # fmt: skip
+
+
+class OpenRow(NamedTuple):
+    """One connection, not yet put in words."""
+
+    connect_ns: int
+    """0: before the daemon."""
+    sk: int
+    cookie: int
+    data: bytes | OlderConn
+
+
+@dataclass(slots=True)
+class OpenNow:
+    """What is open, from the kernel side's map and from sock_diag.
+
+    Args:
+        boot_offset_ns: from CLOCK_BOOTTIME to nanoseconds since 1970.
+        older: lists what is older; None where nobody asks.
+    """
+
+    kernel: Kernel
+    core: Correlator
+    identities: ProcIdentities
+    clock: Clock
+    boot_offset_ns: int
+    older: Older | None
+
+    def rows(self, filters: Filters, most: int | None) -> tuple[list[OpenRow], int]:
+        """Return those of the wanted processes and users, the oldest first, and how many.
+
+        Args:
+            filters: what else they decide is left to the caller, and with it ``most``.
+            most: how many rows are wanted.
+        """
+        rows = [
+            OpenRow(0, 0, 0, conn)
+            for conn in self._older()
+            if filters.match_process(conn.pid, conn.uid)
+        ]
+        seen = []
+        for data in self.kernel.connections():
+            peek = peek_conn(data)
+            if peek.phase and filters.match_process(peek.pid, peek.uid):
+                seen.append(
+                    OpenRow(peek.connect_ns, peek.sk, peek.cookie, bytes(data[: conn_size(data)]))
+                )
+        seen.sort(key=lambda row: row.connect_ns)
+        rows += seen
+        total = len(rows)
+        if most is not None and not filters.need_record:
+            del rows[most:]
+        return rows, total
+
+    def live(self, rows: list[OpenRow]) -> dict[int, LiveFigures]:
+        """Return what their sockets say now, for :meth:`describe`."""
+        return self.kernel.live_figures([(row.sk, row.cookie) for row in rows if row.sk])
+
+    def describe(self, row: OpenRow, live: LiveFigures | None) -> tuple[Record, str | None, bool]:
+        """Return the record, the kernel's word for its state, and whether it is older."""
+        if not isinstance(row.data, bytes):
+            conn = row.data
+            return self._older_record(conn), _tcp_state(conn.tcp_state), True
+        event = decode_conn(row.data)
+        if live is None:
+            return self.core.describe(event, None), _tcp_state(event.tcp_state), False
+        return self.core.describe(event, _tcp_of(live)), _tcp_state(live.tcp_state), False
+
+    def by_cookie(self, cookie: int) -> Record | None:
+        """Return the record of an open socket; None where there is none."""
+        data = self.kernel.connection_by_cookie(cookie)
+        if data is None:
+            for conn in self._older():
+                if conn.cookie == cookie:
+                    return self._older_record(conn)
+            return None
+        event = decode_conn(data)
+        live = self.kernel.live_figures([(event.sk, cookie)]).get(event.sk)
+        return self.core.describe(event, _tcp_of(live) if live is not None else None)
+
+    def groups(self) -> list[OpenConns]:
+        """Return all, summed up by process and host."""
+        groups: dict[object, OpenConns] = {}
+        starts: dict[int, int] = {}
+        offset_ns = self.clock.offset_ns
+        open_host = self.core.open_host
+        seen = [peek for peek in map(peek_conn, self.kernel.connections()) if peek.phase]
+        live = self.kernel.live_figures([(peek.sk, peek.cookie) for peek in seen])
+        for peek in seen:
+            host = open_host((peek.sk, peek.connect_ns))
+            key = (peek.pid, peek.start_ns, peek.comm, peek.cgroup_id, peek.uid, host)
+            group = groups.get(key)
+            if group is None:
+                starts[peek.pid] = peek.start_ns
+                group = groups[key] = self._group(peek, host)
+            group.began_ns.append(peek.connect_ns + offset_ns)
+            figures = live.get(peek.sk)
+            if figures is not None:
+                group.sent += figures.bytes_sent
+                group.received += figures.bytes_received
+        for conn in self._older():
+            older_key = (conn.pid, conn.start_ticks, conn.comm, conn.cgroup_id, conn.uid)
+            group = groups.get(older_key)
+            if group is None:
+                group = groups[older_key] = self._older_group(conn, starts)
+            group.began_ns.append(0)
+            group.sent += conn.bytes_sent or 0
+            group.received += conn.bytes_received or 0
+        return list(groups.values())
+
+    def _group(self, peek: ConnPeek, host: str | None) -> OpenConns:
+        who = self.identities.identify(
+            pid=peek.pid,
+            start_ns=peek.start_ns,
+            comm=peek.comm,
+            exe_ino=peek.exe_ino,
+            exe_dev=peek.exe_dev,
+            cgroup_id=peek.cgroup_id,
+        )
+        return OpenConns(
+            pid=peek.pid,
+            process_start_ns=peek.start_ns + self.boot_offset_ns,
+            comm=who.comm,
+            exe=who.exe,
+            unit=who.unit,
+            container=who.container,
+            uid=peek.uid,
+            host=host,
+        )
+
+    # -- older than the daemon ----------------------------------------------------------------
+
+    def _older(self) -> tuple[OlderConn, ...]:
+        return self.older.listed() if self.older is not None else ()
+
+    def _older_group(self, conn: OlderConn, starts: dict[int, int]) -> OpenConns:
+        unit, container = self.identities.unit_of(conn.cgroup_id, conn.pid)
+        start_ns = None
+        if conn.pid is not None and conn.start_ticks is not None:
+            # /proc tells it in hundredths of a second, the kernel side exactly
+            start_ns = starts.get(conn.pid, 0)
+            if start_ns // _TICK_NS != conn.start_ticks:
+                start_ns = conn.start_ticks * _TICK_NS
+            start_ns += self.boot_offset_ns
+        return OpenConns(
+            pid=conn.pid,
+            process_start_ns=start_ns,
+            comm=conn.comm,
+            exe=conn.exe,
+            unit=unit,
+            container=container,
+            uid=conn.uid,
+            host=None,
+        )
+
+    def _older_record(self, conn: OlderConn) -> Record:
+        unit, container = self.identities.unit_of(conn.cgroup_id, conn.pid)
+        mapped = conn.raddr.startswith("::ffff:") and "." in conn.raddr
+        raddr = conn.raddr[7:] if mapped else conn.raddr
+        return Record(
+            id=f"{self.core.facts.boot}-{conn.cookie:x}",
+            pid=conn.pid,
+            comm=conn.comm,
+            exe=conn.exe,
+            uid=conn.uid,
+            unit=unit,
+            container=container,
+            netns=conn.netns,
+            laddr=conn.laddr[7:] if mapped else conn.laddr,
+            lport=conn.lport,
+            raddr=raddr,
+            rport=conn.rport,
+            family="ipv6" if ":" in raddr else "ipv4",
+            peer=raddr,
+            tcp=Tcp(
+                conn.rtt_us, conn.rttvar_us, conn.retransmits, conn.bytes_sent, conn.bytes_received
+            ),
+        )
+
+
+def _tcp_of(live: LiveFigures) -> Tcp:
+    return Tcp(
+        live.rtt_us or None,
+        live.rttvar_us if live.rtt_us else None,
+        live.retransmits,
+        live.bytes_sent,
+        live.bytes_received,
+    )
+
+
+def _tcp_state(number: int) -> str | None:
+    return _TCP_STATES[number] if number < len(_TCP_STATES) else None

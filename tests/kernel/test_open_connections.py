@@ -1,0 +1,160 @@
+"""Connections that are open now: their live figures, and those older than the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import conmon
+from tests.lab.daemon import Daemon
+from tests.lab.netns import namespace
+
+pytestmark = pytest.mark.kernel("ip")
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = json.loads((ROOT / "docs/record.schema.json").read_text())
+
+
+def cookie(sock):
+    return struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0]
+
+
+def pair(family=socket.AF_INET, host="127.0.0.1"):
+    with socket.create_server((host, 0), family=family) as server:
+        client = socket.create_connection(server.getsockname()[:2])
+        accepted, _ = server.accept()
+    return client, accepted
+
+
+def listening_pair(family=socket.AF_INET, host="127.0.0.1"):
+    server = socket.create_server((host, 0), family=family)
+    client = socket.create_connection(server.getsockname()[:2])
+    accepted, _ = server.accept()
+    return server, client, accepted
+
+
+def tcp_info(sock):
+    info = sock.getsockopt(socket.SOL_TCP, socket.TCP_INFO, 256)
+    rtt, rttvar = struct.unpack_from("=II", info, 68)
+    (received,) = struct.unpack_from("=Q", info, 128)
+    (sent,) = struct.unpack_from("=Q", info, 200)
+    return {"rtt_us": rtt, "rttvar_us": rttvar, "bytes_sent": sent, "bytes_received": received}
+
+
+def row_of(client, number):
+    answer = client.get("/v1/connections")
+    found = [row for row in answer["connections"] if row["id"].endswith(f"-{number:x}")]
+    for row in answer["connections"]:
+        plain = {k: v for k, v in row.items() if k not in ("tcp_state", "before_daemon")}
+        jsonschema.validate(plain, RECORD)
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def totals(client):
+    """Open, opened, sent and received of this process, whose other tests may hold sockets too."""
+    rows = client.processes(pid=os.getpid())["processes"]
+    assert len(rows) <= 1, "one row for one process"
+    row = rows[0] if rows else dict.fromkeys(("open", "opened", "bytes_sent", "bytes_received"), 0)
+    return [row[key] for key in ("open", "opened", "bytes_sent", "bytes_received")]
+
+
+def grown(now, before):
+    return tuple(a - b for a, b in zip(now, before, strict=True))
+
+
+def wait_for(what, seconds=10.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.05)
+    return what()
+
+
+def test_live_figures_are_what_the_socket_says():
+    daemon = Daemon("--json")
+    client = conmon.Daemon(daemon.socket)
+    time.sleep(1)  # those of other tests are listed by now
+    before_all = totals(client)
+    near, far = pair()
+    other, other_far = pair(socket.AF_INET6, "::1")
+    try:
+        near.sendall(b"x" * 70_001)
+        left = 70_001
+        while left:
+            left -= len(far.recv(left))
+        far.sendall(b"y" * 333)
+        near.recv(333, socket.MSG_WAITALL)
+        other.sendall(b"z" * 17)
+        time.sleep(0.05)
+        before = tcp_info(near)
+        row = row_of(client, cookie(near))
+        assert before == tcp_info(near), "the socket is at rest"
+        assert {key: row["tcp"][key] for key in before} == before
+        assert (before["bytes_sent"], before["bytes_received"]) == (70_001, 333)
+        assert row["tcp_state"] == "ESTABLISHED"
+        assert row["before_daemon"] is False
+        assert row_of(client, cookie(other))["tcp"]["bytes_sent"] == 17
+        assert client.take(cookie(near)).tcp.bytes_sent == 70_001
+        # the other side's FIN is no byte of payload
+        far.close()
+        row = wait_for(
+            lambda: (r := row_of(client, cookie(near)))["tcp_state"] == "CLOSE_WAIT" and r
+        )
+        assert row["tcp"]["bytes_received"] == 333
+        assert grown(totals(client), before_all) == (2, 2, 70_018, 333)
+    finally:
+        for sock in (near, far, other, other_far):
+            sock.close()
+        daemon.stop()
+
+
+def test_connections_older_than_the_daemon_are_listed_until_they_end():
+    with namespace() as netns:
+        server, near, far = listening_pair()
+        server6, near6, far6 = netns.call(lambda: listening_pair(socket.AF_INET6, "::1"))
+        near.sendall(b"x" * 4321)
+        far.sendall(b"y" * 99)
+        time.sleep(0.05)
+        daemon = Daemon("--json")
+        client = conmon.Daemon(daemon.socket)
+        try:
+            row = wait_for(lambda: row_of(client, cookie(near)))
+            assert row["before_daemon"] is True
+            assert (row["pid"], row["uid"]) == (os.getpid(), os.getuid())
+            assert row["comm"] == Path("/proc/self/comm").read_text().strip()
+            assert row["exe"] == os.readlink("/proc/self/exe")
+            assert (row["raddr"], row["rport"]) == near.getpeername()
+            assert (row["laddr"], row["lport"]) == near.getsockname()
+            assert (row["tcp"]["bytes_sent"], row["tcp"]["bytes_received"]) == (4321, 99)
+            assert row["start"] is row["sockconn_us"] is row["dns"] is row["dns_disp"] is None
+            assert row["attempts"] == []
+            other = row_of(client, cookie(near6))
+            assert (other["raddr"], other["netns"]) == ("::1", netns.inode)
+            # accepted ones are the other side of these, not connections that were opened
+            assert row_of(client, cookie(far)) is None
+            assert row_of(client, cookie(far6)) is None
+            open_before, opened_before, *_ = totals(client)
+            assert open_before >= 2
+            fresh = socket.create_connection(server.getsockname())
+            assert row_of(client, cookie(fresh))["before_daemon"] is False
+            # one row for the process, though /proc knows its start in hundredths of a second
+            assert totals(client)[:2] == [open_before + 1, opened_before + 1]
+            fresh.close()
+            number = cookie(near)
+            near.close()
+            far.close()
+            assert wait_for(lambda: row_of(client, number) is None, 15.0)
+            assert row_of(client, cookie(near6)) is not None
+        finally:
+            for sock in (near, far, server, near6, far6, server6):
+                sock.close()
+            daemon.stop()
