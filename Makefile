@@ -7,7 +7,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Left behind by a run as root, these would be in the way of the next run without.
 NO_TRACES := env PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help run test lint bench install uninstall deb clean setup-run setup-test
+.PHONY: help run test test-vm lint bench install uninstall deb clean setup-run setup-test setup-vm
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ lint: setup-test ## ruff, mypy --strict, clang-format
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy monitor conmon $(wildcard bench)
 	@.venv/bin/clang-format --dry-run -Werror bpf/*.h bpf/*.c
+
+test-vm: setup-vm ## conmond as a service of Debian's systemd, on kernels 6.1 and 7, in virtual machines
+	@exec $(SUDO) $(NO_TRACES) $(PYTHON) -m pytest -p no:cacheprovider -ra --require vm tests/vm $(ARGS)
 
 bench: setup-test ## what conmond costs on this machine
 	@exec $(SUDO) $(NO_TRACES) $(PYTHON) -m bench $(ARGS)
@@ -47,5 +50,5 @@ clean: ## remove all that the other targets made, .venv too
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-setup-run setup-test: setup-%:
+setup-run setup-test setup-vm: setup-%:
 	@tools/setup $*

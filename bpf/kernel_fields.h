@@ -61,6 +61,16 @@ static __always_inline char *read_exe_file(char *task)
 	return mm ? READ_PTR(mm, OFF_mm_struct_exe_file) : 0;
 }
 
+/* As bpf_get_current_cgroup_id(), which packet programs may not call before 6.2 (5.10, 6.1 tried). */
+static __always_inline __u64 read_cgroup_id(char *task)
+{
+	char *set = READ_PTR(task, OFF_task_struct_cgroups);
+	char *cgroup = READ_PTR(set, OFF_css_set_dfl_cgrp);
+	char *node = READ_PTR(cgroup, OFF_cgroup_kn);
+
+	return READ_FIELD(__u64, node, OFF_kernfs_node_id);
+}
+
 /*
  * The calling task. Only meaningful in that task's own context, never in
  * softirq. netns is left to the caller, who may have a socket to ask.
@@ -78,7 +88,7 @@ static __always_inline void read_task(struct task_info *info)
 	info->ppid = READ_FIELD(__u32, parent, OFF_task_struct_tgid);
 	info->start_ns = READ_FIELD(__u64, leader, OFF_task_struct_start_boottime);
 	info->uid = READ_FIELD(__u32, cred, OFF_cred_uid);
-	info->cgroup_id = bpf_get_current_cgroup_id();
+	info->cgroup_id = read_cgroup_id(task);
 	read_kernel(info->comm, sizeof(info->comm), task + OFF_task_struct_comm);
 	if (file) {
 		char *inode = READ_PTR(file, OFF_file_f_inode);

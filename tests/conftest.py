@@ -63,7 +63,7 @@ def setup_lacks() -> str | None:
 GROUPS: dict[str, Callable[[], str | None]] = {
     "kernel": machine_lacks,
     "client": machine_lacks,
-    "vm": lambda: "boots other kernels for minutes: ask with --require vm",
+    "vm": lambda: "boots other kernels for minutes: make test-vm",
 }
 
 
@@ -93,7 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # the tests over all records run after the clients that made them and before the kernel tests,
 # which flood.
 _TESTS = Path(__file__).parent
-_ORDER = ("unit", "lab", "clients", "kernel")
+_ORDER = ("unit", "lab", "clients", "kernel", "vm")
 _OVER_ALL_RECORDS = "test_records_of_the_session.py"
 
 
@@ -125,11 +125,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    mark = item.get_closest_marker("seconds")
+    most = mark.args[0] if mark else TEST_SECONDS
+
     def give_up(*_: object) -> None:
-        pytest.fail(f"still running after {TEST_SECONDS} s")
+        pytest.fail(f"still running after {most} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(TEST_SECONDS)
+    signal.alarm(most)
     try:
         return (yield)
     finally:

@@ -13,7 +13,7 @@ from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, Parser
 from monitor.cli.escape import printable
 from monitor.cli.say import SENTENCE_LIMIT
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 EXIT_UNREACHABLE = 3
 EXIT_NOT_PERMITTED = 4
@@ -27,6 +27,7 @@ examples:
   conmonctl conns --comm nginx        connections that are open now
   conmonctl tail --failed             connections as they fail
   conmonctl show 9f0c1d2e-1a2b        one of them, drawn
+  conmonctl top                       all of it, live
   conmonctl doctor                    what conmond sees here, and what not
 """
 
@@ -36,11 +37,13 @@ exit codes: 0 done, 1 failed, 2 usage, 3 daemon unreachable, 4 not permitted, 13
 """
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """Return the parser of conmonctl's arguments."""
     parser = Parser("conmonctl", DESCRIPTION, EPILOG)
     parser.add_argument("--version", action="version", version=f"conmonctl {monitor.__version__}")
-    common = Parser("", "", add_help=False)
-    common.add_argument("--socket", metavar="PATH", help="the daemon's query socket")
+    socket = Parser("", "", add_help=False)
+    socket.add_argument("--socket", metavar="PATH", help="the daemon's query socket")
+    common = Parser("", "", parents=(socket,), add_help=False)
     common.add_argument("--json", action="store_true", help="as JSON, for programs")
     filters = Parser("", "", add_help=False)
     filters.add_argument("--pid", type=_number, help="of this process")
@@ -77,8 +80,37 @@ def _parser() -> Parser:
     tail.add_argument("--since", metavar="TIME", help="first those that ended since")
     show = command("show", "one record, drawn as a waterfall")
     show.add_argument("id", metavar="ID", help="of the record, as conns and tail --json give it")
+    top = commands.add_parser(
+        "top",
+        help="all of that on the whole screen, once a second; ? lists the keys",
+        description="Shows who connects where, on the whole screen, once a second.",
+        parents=(socket, filters),
+    )
+    top.set_defaults(json=False)
     command("doctor", "what is probed, what is not and why, what was lost")
+    for word, text in (("completion", "a completion script"), ("man", "a manual page, as troff")):
+        made = commands.add_parser(word, help=text, description=f"Prints {text}.")
+        if word == "completion":
+            made.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
+        made.add_argument(
+            "program",
+            choices=("conmonctl", "conmond"),
+            nargs="?",
+            default="conmonctl",
+            metavar="PROGRAM",
+            help="conmonctl (the default) or conmond",
+        )
     return parser
+
+
+def _print_made(given: argparse.Namespace) -> int:
+    from monitor.cli import conmond
+    from monitor.cli.manual import completion, manual
+
+    parser = make_parser() if given.program == "conmonctl" else conmond.make_parser()
+    text = manual(parser) if given.command == "man" else completion(parser, given.shell)
+    sys.stdout.write(text)
+    return 0
 
 
 def _number(text: str) -> int:
@@ -104,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None is those of this process.
     """
-    given = _parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
+    if given.command in ("completion", "man"):
+        return _print_made(given)
     from monitor.cli.ctl.commands import COMMANDS
 
     try:

@@ -27,7 +27,7 @@ from monitor.options import (
 if TYPE_CHECKING:
     from monitor.cli.output import Form
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 DESCRIPTION = """\
 Times every outgoing connection of every local process: DNS, connect, TLS, first response.
@@ -56,7 +56,8 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of conmond's arguments."""
     parser = Parser("conmond", DESCRIPTION, EPILOG)
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Options, Form]:
-    parser = _parser()
+    parser = make_parser()
     given = parser.parse_args(arguments)
     form: Form = given.form or ("table" if os.isatty(1) else "json")
     if given.live and form == "quiet":

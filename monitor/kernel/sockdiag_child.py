@@ -91,7 +91,10 @@ def _enter(path: str) -> None:
 def _sockets() -> Iterator[Any]:
     with DiagSocket() as diag:
         for family in (socket.AF_INET, socket.AF_INET6):
-            yield from diag.get_sock_stats(family=family, states=_STATES, extensions=_TCP_INFO)
+            for found in diag.get_sock_stats(family=family, states=_STATES, extensions=_TCP_INFO):
+                if "idiag_state" not in found:  # pyroute2 hands errors out as if they were sockets
+                    raise OSError(errno.EPROTONOSUPPORT, "sock_diag does not answer for TCP")
+                yield found
 
 
 def opened_here(sockets: list[Any]) -> list[Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import time
 
 import pytest
+from textual.widgets import DataTable, Static
 
+import conmon
+from monitor.cli.ctl.top import Top
 from tests.lab.daemon import ROOT, Daemon
 
 pytestmark = pytest.mark.kernel("curl", "setpriv")
@@ -93,3 +98,78 @@ def test_a_reader_that_goes_away_is_no_error(running):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT,
                           capture_output=True, text=True)  # fmt: skip
     assert done.stderr == ""
+
+
+class Screen:
+    """What top shows, read from its widgets."""
+
+    def __init__(self, app, pilot):
+        self.app, self.pilot = app, pilot
+
+    def rows(self):
+        table = self.app.screen.query_one(DataTable)
+        return [[str(cell) for cell in table.get_row_at(i)] for i in range(table.row_count)]
+
+    def words(self):
+        return " ".join(str(static.render()) for static in self.app.screen.query(Static))
+
+    async def until(self, what, seconds=8.0):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if what():
+                return
+            await self.pilot.pause(0.05)
+        raise AssertionError(f"{self.words()}\n{self.rows() if self.app.is_running else None}")
+
+
+def drive(daemon, script, size=(100, 30), **filters):
+    async def run():
+        app = Top(conmon.Daemon(daemon.socket), filters)
+        async with app.run_test(size=size) as pilot:
+            await script(Screen(app, pilot), pilot)
+
+    asyncio.run(run())
+
+
+def test_top_goes_from_all_to_one_record_and_back(running, refused):
+    async def script(screen, pilot):
+        await screen.until(lambda: any(row[:2] == [str(refused["pid"]), "curl"]
+                                       for row in screen.rows()))  # fmt: skip
+        await pilot.press("g")
+        await screen.until(lambda: "by comm" in screen.words())
+        await screen.until(lambda: any(row[0] == "curl" for row in screen.rows()))
+        await pilot.press("slash", *"no such")
+        await screen.until(lambda: screen.rows() == [])
+        await pilot.press("escape")
+        await screen.until(lambda: any(row[0] == "curl" for row in screen.rows()))
+        await pilot.press("slash", *"rl", "enter")
+        await screen.until(lambda: [row[0] for row in screen.rows()] == ["curl"])
+        assert "with 'rl'" in screen.words()
+        await pilot.press("enter")
+        await screen.until(lambda: any(row[1] == "ECONNREFUSED" for row in screen.rows()))
+        await pilot.press("enter")
+        await screen.until(lambda: "refused" in screen.words())
+        await pilot.press("escape", "escape")
+        await pilot.press("w", "s")
+        await screen.until(lambda: "last 1m, open first" in screen.words())
+        await pilot.press("space")
+        await screen.until(lambda: "FROZEN" in screen.words())
+        await pilot.press("question_mark")
+        await screen.until(lambda: "whole" in screen.words() or "freeze" in screen.words())
+
+    drive(running, script)
+
+
+def test_top_says_when_the_daemon_is_gone(tmp_path):
+    daemon = Daemon("--json")
+
+    async def script(screen, pilot):
+        await screen.until(lambda: "by process" in screen.words())
+        daemon.stop()
+        await screen.until(lambda: "trying again" in screen.words())
+
+    drive(daemon, script, size=(80, 24))
+
+
+def test_top_without_a_terminal_is_a_usage_error(running):
+    assert "needs a terminal" in ctl(running, "top", check=2).stderr

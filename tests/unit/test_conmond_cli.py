@@ -116,7 +116,7 @@ def test_every_flag_is_explained_and_examples_come_first(capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.index("examples:") < text.index("options:")
-    for action in conmond._parser()._actions:
+    for action in conmond.make_parser()._actions:
         assert action.help
         assert all(flag in text for flag in action.option_strings)
 

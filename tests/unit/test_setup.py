@@ -73,4 +73,4 @@ def test_without_root_and_sudo_it_says_what_needs_root(tree):
 @pytest.mark.parametrize("arguments", [[], ["everything"]])
 def test_an_unknown_group_is_a_usage_error(tree, arguments):
     done = run_setup(tree, *arguments)
-    assert (done.returncode, done.stderr) == (2, "usage: tools/setup run|test\n")
+    assert (done.returncode, done.stderr) == (2, "usage: tools/setup run|test|vm\n")

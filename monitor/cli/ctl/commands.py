@@ -11,7 +11,7 @@ from typing import Any, Final
 import conmon
 from conmon import Record
 from monitor.cli.ctl.waterfall import waterfall
-from monitor.cli.ctl.words import columns, count, duration, name, size, user
+from monitor.cli.ctl.words import address, columns, count, duration, name, size, user
 
 __all__ = ["COMMANDS"]
 
@@ -85,7 +85,7 @@ def conns(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
         tcp = row["tcp"] or {}
         lines.append([
             count(row["pid"]), name(row["comm"], 16), name(row["host"]),
-            _address(row["raddr"], row["rport"]), name(row["tcp_state"]),
+            address(row["raddr"], row["rport"]), name(row["tcp_state"]),
             size(tcp.get("bytes_sent")), size(tcp.get("bytes_received")),
             duration(tcp.get("rtt_us")), count(tcp.get("retransmits")),
             duration(row["sockconn_us"]), duration(row["tls_us"]), duration(row["txn_resp_us"]),
@@ -115,9 +115,9 @@ def tail(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
 
 def _record_line(record: Record) -> str:
     when = (record.start or "-")[11:23]
-    where = f"{name(record.host)} ({_address(record.raddr, record.rport)})"
+    where = f"{name(record.host)} ({address(record.raddr, record.rport)})"
     if record.host is None:
-        where = _address(record.raddr, record.rport)
+        where = address(record.raddr, record.rport)
     phases = ((record.dns_us, "dns"), (record.sockconn_us, "connect"), (record.tls_us, "tls"),
               (record.txn_resp_us, "response"))  # fmt: skip
     took = " ".join(f"{word} {duration(us)}" for us, word in phases if us is not None)
@@ -175,10 +175,16 @@ def _yes(attached: bool, why: str | None) -> str:
     return "attached" if attached else f"NOT attached: {name(why, 300)}"
 
 
-def _address(address: str | None, port: int | None) -> str:
-    if address is None:
-        return "-"
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+def top(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
+    """The whole screen."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("conmonctl: top needs a terminal; conmonctl ps prints once", file=sys.stderr)
+        return 2
+    daemon.get("/v1/processes", limit=1)  # what is wrong is said before the screen is taken
+    from monitor.cli.ctl.top import Top
+
+    Top(daemon, _filters(given)).run()
+    return 0
 
 
 COMMANDS: Final[dict[str, Callable[[conmon.Daemon, argparse.Namespace], int]]] = {
@@ -186,5 +192,6 @@ COMMANDS: Final[dict[str, Callable[[conmon.Daemon, argparse.Namespace], int]]] =
     "conns": conns,
     "tail": tail,
     "show": show,
+    "top": top,
     "doctor": doctor,
 }

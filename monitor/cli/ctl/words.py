@@ -8,7 +8,7 @@ from functools import cache
 
 from monitor.cli.escape import printable
 
-__all__ = ["columns", "count", "duration", "name", "size", "user"]
+__all__ = ["address", "columns", "count", "duration", "name", "size", "user"]
 
 
 def duration(us: int | None) -> str:
@@ -47,6 +47,13 @@ def count(number: int | None) -> str:
 def name(text: str | None, limit: int = 40) -> str:
     """Text that a stranger chose; a dash where not known."""
     return "-" if text is None else printable(text, limit)
+
+
+def address(raddr: str | None, port: int | None) -> str:
+    """Address and port; a dash where not known."""
+    if raddr is None:
+        return "-"
+    return f"[{raddr}]:{port}" if ":" in raddr else f"{raddr}:{port}"
 
 
 @cache
