@@ -12,6 +12,7 @@ __all__ = [
     "DNS_NO_RESULT",
     "DNS_OK",
     "DNS_SERVER_UNREACHABLE",
+    "EAI_AGAIN",
     "EAI_NAMES",
     "ERRNO_NAMES",
     "attempt_result",
@@ -70,6 +71,7 @@ EAI_NAMES: dict[int, str] = {
 }
 """What ``getaddrinfo()`` returns, to name: glibc's numbers, which musl and uClibc share."""
 
+EAI_AGAIN = -3
 AI_NUMERICHOST = 0x4
 """The ``ai_flags`` bit, in glibc and musl, that forbids a lookup."""
 

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from conmon.names import AI_NUMERICHOST
+from conmon.names import AI_NUMERICHOST, EAI_AGAIN
 from conmon.record import Record, Tcp
 from monitor.correlate.build import Clock, Facts, lookup_record, record_of
 from monitor.correlate.dns_wire import DnsTable
@@ -85,10 +85,18 @@ class _Held:
     deadline_ns: int
 
 
+_Hints = tuple[int, int, bytes]  # family, flags, service: how a name was asked for
+
+
+def _hints(event: LookupEvent) -> _Hints:
+    return event.hint_family, event.hint_flags, event.service
+
+
 @dataclass(slots=True)
 class _HeldLookup:
     lookup: Lookup
     deadline_ns: int
+    hints: set[_Hints]
 
 
 class _Trial(NamedTuple):
@@ -154,7 +162,7 @@ class Correlator:
             case ConnEvent():
                 return self._conn_ended(event)
             case LookupEvent():
-                self._lookup_returned(event)
+                return self._lookup_returned(event)
             case DnsEvent():
                 self._lookup_since_snapshot = True
                 self._dns.add(event)
@@ -286,34 +294,41 @@ class Correlator:
 
     # -- lookups ------------------------------------------------------------------------------
 
-    def _lookup_returned(self, event: LookupEvent) -> None:
+    def _lookup_returned(self, event: LookupEvent) -> list[Record]:
         self._lookup_since_snapshot = True
         if event.ret == 0:
-            lookup = self._lookups.add(event)
-            self._drop_failed_lookups(lookup)
-            return
+            self._take_held_lookup(self._lookups.add(event), None)
+            return []
         if event.hint_flags & AI_NUMERICHOST:
-            return  # only asked whether the text is an address
+            return []  # only asked whether the text is an address
         if event.hint_flags & AI_CANONNAME and not event.service:
-            return  # asked what a host is called, often this one: nothing was to be connected to
+            return []  # asked what a host is called, often this one: nothing was to be connected to
         lookup = self._lookups.add(event)
-        earlier = self._drop_failed_lookups(lookup)
+        held = _HeldLookup(lookup, lookup.end_ns + HOLD_NS, {_hints(event)})
+        earlier = self._take_held_lookup(lookup, _hints(event))
         if earlier is not None:
-            lookup.start_ns = earlier.start_ns
-        if len(self._failed_lookups) < MAX_HELD:
-            self._failed_lookups.append(_HeldLookup(lookup, lookup.end_ns + HOLD_NS))
+            lookup.start_ns = earlier.lookup.start_ns
+            held.hints |= earlier.hints
+        if len(self._failed_lookups) >= MAX_HELD:
+            return [self._lookup_failed(lookup)]
+        self._failed_lookups.append(held)
+        return []
 
-    def _drop_failed_lookups(self, lookup: Lookup) -> Lookup | None:
-        """The same thread asks for the same name again: one lookup in several calls."""
+    def _take_held_lookup(self, lookup: Lookup, hints: _Hints | None) -> _HeldLookup | None:
+        """The same thread asks for the same name again: one lookup in several calls, if in
+        another way, or after a failure that may pass, or with success (None) in the end. To ask
+        in the same way for what does not exist is another try, and the first one failed.
+        """
         for i, held in enumerate(self._failed_lookups):
             before = held.lookup
             if (
                 before.task.tid == lookup.task.tid
                 and before.task.start_ns == lookup.task.start_ns
                 and before.name == lookup.name
+                and (hints not in held.hints or before.ret == EAI_AGAIN)
             ):
                 del self._failed_lookups[i]
-                return before
+                return held
         return None
 
     def _lookup_failed(self, lookup: Lookup) -> Record:

@@ -228,12 +228,67 @@ def test_wrong_requests_get_a_sentence(running, sent, status):
     assert answer["error"]
 
 
-def test_many_hostile_clients_cost_nothing(client, running):
+HOSTILE = (
+    b"",
+    b"\0" * 500,
+    b"GET /v1/doc",
+    b"GET / HTTP/1.1\r\nHost: c\r\nX: ",
+    b"GET /v1/" + b"x" * 9000,
+    b"GET /v1/records/" + b"../" * 60 + b" HTTP/1.1\r\nHost: c\r\n\r\n",
+    b"GET /v1/records?since=%ff%00 HTTP/1.1\r\nHost: c\r\n\r\n",
+    b"GET /v1/processes?" + b"a=1&" * 400 + b" HTTP/1.1\r\nHost: c\r\n\r\n",
+    b"POST /v1/doctor HTTP/1.1\r\nHost: c\r\nContent-Length: 99999999999\r\n\r\n" + b"z" * 4000,
+    b"GET /v1/take/99999999999999999999999 HTTP/1.1\r\nHost: c\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"GET /v1/doctor HTTP/1.1\r\n" + b"A: b\r\n" * 900 + b"\r\n",
+    b"GET /v1/doctor HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n" + b"F" * 17,
+)
+HOSTILE_CLIENTS = 100_000
+
+
+def test_a_hundred_thousand_hostile_clients_cost_nothing(client, running, web):
+    """Wrong, huge and half requests from one side, slow ones held open, connections meanwhile."""
     before = client.doctor()["cost"]["rss_bytes"]
-    for number in range(2000):
-        with socket.socket(socket.AF_UNIX) as sock:
+    slow = []
+    load = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"""
+import socket, time
+for _ in range(499):
+    socket.create_connection(("127.0.0.1", {web})).close()
+    time.sleep(0.01)
+""",
+        ]
+    )
+    answered = cut = 0
+    for number in range(HOSTILE_CLIENTS):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(5)
+        try:
             sock.connect(running.socket)
-            sock.sendall(b"GET /v1/doc" if number % 2 else b"\0" * 500)
+            sock.sendall(HOSTILE[number % len(HOSTILE)])
+            if number % 100 == 0:  # what it says to some of them
+                sock.shutdown(socket.SHUT_WR)
+                got = sock.recv(65536)
+                if got:
+                    head, _, body = got.partition(b"\r\n\r\n")
+                    assert head.startswith(b"HTTP/1.1 "), got
+                    assert json.loads(body.split(b"\n")[0])["error"], got
+                    answered += 1
+        except (ConnectionError, BlockingIOError):
+            cut += 1
+        if number % 5000 == 0:
+            slow.append(sock)
+        else:
+            sock.close()
+    for sock in slow:
+        sock.close()
+    assert load.wait(timeout=30) == 0
+    assert answered > HOSTILE_CLIENTS // 100 // 2
     after = client.doctor()
     assert after["cost"]["rss_bytes"] < before + 4_000_000
     assert after["lost_total"] == 0
+    (row,) = client.processes(pid=load.pid)["processes"]
+    assert (row["opened"], row["failed"]) == (499, 0)

@@ -42,7 +42,7 @@ def run_pytest(folder: Path, *arguments: str, tests: str = MARKED, seconds: int 
 
 def test_a_group_not_asked_for_is_skipped_with_the_reason(tmp_path):
     said = run_pytest(tmp_path)
-    assert "ask with --require vm" in said
+    assert "make test-vm" in said
     assert said.splitlines()[-1].strip("= ").startswith("1 passed, 1 skipped")
 
 

@@ -217,6 +217,14 @@ def test_the_same_name_asked_for_again_is_one_failed_lookup() -> None:
     assert (record.error, record.dns_us) == ("EAI_NONAME", 9_000)
 
 
+def test_asking_in_another_way_is_the_same_lookup_and_in_the_same_way_another_try() -> None:
+    world = World()
+    for begin in (0, 20):
+        world.feed(lookup(begin, "none.example", ret=NONAME, service=b"443"))
+        world.feed(lookup(begin + 6, "none.example", ret=NONAME, service=b"https"))
+    assert [record.dns_us for record in world.finish()] == [11_000, 11_000]
+
+
 @pytest.mark.parametrize(
     "other", [{"tid": 5}, {"name": "other.example"}, {"pid": 4712, "start_ns": 5}]
 )
