@@ -36,6 +36,7 @@ from bench.programs import Costs, stats_enabled
 _MB: Final = 1_000_000
 _THREADS: Final = 4  # more do not make more connections on two cores
 _HELD: Final = 10_000
+_HISTORY_RECORDS: Final = 1_000_000
 _IDLE_S: Final = 5.0
 # conmond reads all open connections every 10 s: memory is taken after it has.
 _HELD_S: Final = 13.0
@@ -237,6 +238,13 @@ class Bench:
         print("throughput of HTTPS connections (Python's ssl), without and with conmond in turn")
         self._interleave(self._handshakes)
 
+    def history(self) -> None:
+        """Questions to a history of a million records."""
+        from bench.history import measure
+
+        for label, text in measure(self._folder, _HISTORY_RECORDS, _drop_page_cache):
+            _say(label, text)
+
     def _handshakes(self) -> float:
         done = subprocess.run(
             [sys.executable, "-m", "bench.handshakes", str(self._seconds)],
@@ -264,7 +272,8 @@ class Bench:
             _say(label, text)
 
 
-_PARTS: Final = ("ready", "memory", "programs", "collector", "rate", "throughput", "https")
+_PARTS: Final = ("ready", "memory", "programs", "collector", "rate", "throughput", "https",
+                 "history")  # fmt: skip
 
 
 def _describe_machine() -> None:

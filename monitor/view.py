@@ -168,7 +168,7 @@ class View:
                     uid_only=filters.uid_only,
                 )
             )
-            return _record_pieces("history", page.bodies, page.next)
+            return _record_pieces("history", page.bodies, page.next, page.damaged)
         if before is not None:
             raise ParameterError("there is no history, so all records came with the first answer")
         with self.lock:
@@ -373,12 +373,14 @@ def _open_row(record: Record, tcp_state: str | None, older: bool) -> bytes:
     return to_json(row).rstrip()
 
 
-def _record_pieces(source: str, bodies: list[bytes], following: str | None) -> Iterator[bytes]:
+def _record_pieces(
+    source: str, bodies: list[bytes], following: str | None, damaged: int = 0
+) -> Iterator[bytes]:
     yield b'{"v":1,"source":"%s","records":[' % source.encode()
     for start in range(0, len(bodies), _ROWS_AT_A_TIME):
         chunk = b",".join(body.rstrip() for body in bodies[start : start + _ROWS_AT_A_TIME])
         yield (b"," if start else b"") + chunk
-    yield b'],"next":' + to_json(following).rstrip() + b"}\n"
+    yield b'],"damaged":%d,"next":' % damaged + to_json(following).rstrip() + b"}\n"
 
 
 def _text(wall_ns: int) -> str:

@@ -45,6 +45,8 @@ class HistoryPage(NamedTuple):
     bodies: list[bytes]
     next: str | None
     """Where the following page begins; None: this is the last."""
+    damaged: int = 0
+    """Records that are not in ``bodies``, since their bytes are no record any more."""
 
 
 class _Condition(NamedTuple):
@@ -77,8 +79,14 @@ def fetch(database: sqlite3.Connection, query: HistoryQuery, dictionary: bytes) 
     ).fetchall()
     more = len(rows) > query.limit
     rows = rows[: query.limit]
-    bodies = [inflate(data, dictionary) for _, data in rows]
-    return HistoryPage(bodies, str(rows[-1][0]) if more and rows else None)
+    bodies = []
+    damaged = 0
+    for _, data in rows:
+        try:
+            bodies.append(inflate(data, dictionary))
+        except sqlite3.DatabaseError:
+            damaged += 1
+    return HistoryPage(bodies, str(rows[-1][0]) if more and rows else None, damaged)
 
 
 def fetch_one(

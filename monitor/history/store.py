@@ -36,6 +36,10 @@ _RETENTION_S: Final = 10.0
 _DELETE_AT_ONCE: Final = 5_000
 _QUERY_S: Final = 5.0
 _QUERY_STEPS: Final = 20_000  # of SQLite's machine, between looks at the clock
+_BROKEN_KEPT: Final = 3
+_FREE_PAGES: Final = 64
+_FREE: Final = 0.25  # of the file, unused, from where on it is made smaller
+_TIDY_AT_ONCE: Final = 500  # pages
 _FULL: Final = 0.95  # of the size allowed, where the oldest begin to go
 _Found = TypeVar("_Found")
 _Row = tuple[
@@ -49,11 +53,11 @@ _BROKEN: Final = (
 
 
 class HistoryStatus(NamedTuple):
-    """How the history does. ``bytes`` is the size of its files."""
+    """How the history does. ``bytes`` is the size of its files; ``records`` None: being counted."""
 
     enabled: bool
     path: Path
-    records: int
+    records: int | None
     bytes: int
     oldest_ns: int | None
     dropped: int
@@ -85,7 +89,7 @@ class History:
         self._reader: sqlite3.Connection | None = None
         self._reading = threading.Lock()
         self._dictionary = b""
-        self._count = 0
+        self._count: int | None = None
         self._oldest_us: int | None = None
         self._thread: threading.Thread | None = None
 
@@ -220,6 +224,7 @@ class History:
     # -- the writer's thread ------------------------------------------------------------------
 
     def _write(self) -> None:
+        self._count_records()
         while True:
             self._wake.wait(_BATCH_S)
             self._wake.clear()
@@ -239,6 +244,12 @@ class History:
             with contextlib.suppress(sqlite3.Error):
                 self._database.close()
 
+    def _count_records(self) -> None:
+        # A million takes half a second: not while the daemon waits to be ready.
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                (self._count,) = self._database.execute("SELECT count(*) FROM record").fetchone()
+
     def _retain(self) -> None:
         now = time.monotonic()
         if now >= self._retention_at and self._database is not None:
@@ -252,6 +263,7 @@ class History:
         try:
             if self._database is None:
                 self._open()
+                self._count_records()
             database = self._database
             assert database is not None
             with database:
@@ -265,7 +277,8 @@ class History:
                 return
             self._fail(exc)
             return
-        self._count += len(batch)
+        if self._count is not None:
+            self._count += len(batch)
         if self._oldest_us is None:
             self._oldest_us = batch[0][0][0]
         if self.error is not None:
@@ -302,7 +315,7 @@ class History:
                     "SELECT seq FROM record ORDER BY seq LIMIT ?", (_DELETE_AT_ONCE,)
                 ).fetchall()
             if not doomed:
-                return False
+                return self._tidy(database, pages, free)
             with database:
                 database.executemany("DELETE FROM record WHERE seq = ?", doomed)
                 database.executemany("DELETE FROM body WHERE seq = ?", doomed)
@@ -314,8 +327,17 @@ class History:
             else:
                 self._fail(exc)
             return False
-        self._count -= len(doomed)
+        if self._count is not None:
+            self._count -= len(doomed)
         return True
+
+    def _tidy(self, database: sqlite3.Connection, pages: int, free: int) -> bool:
+        """Give room that deleted records left back to the disk, a little; True: there is more."""
+        if free < _FREE_PAGES or free < _FREE * pages:
+            return False
+        database.execute(f"PRAGMA incremental_vacuum({_TIDY_AT_ONCE})").fetchall()
+        (left,) = database.execute("PRAGMA freelist_count").fetchone()
+        return bool(left < free)  # a file of before has no such thing
 
     # -- the file -----------------------------------------------------------------------------
 
@@ -352,13 +374,14 @@ class History:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         database = sqlite3.connect(self.path, check_same_thread=False)
         try:
+            database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of new files alone
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA cache_size = -2048")
             database.execute("PRAGMA journal_size_limit = 8388608")
             migrate(database)
             self._dictionary = read_dictionary(database)
-            (self._count,) = database.execute("SELECT count(*) FROM record").fetchone()
+            self._count = None
             self._oldest_us = _oldest_us(database)
         except BaseException:
             database.close()
@@ -379,10 +402,26 @@ class History:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
-        self._count = 0
+        self._forget_broken()
+        self._count = None
         self._oldest_us = None
         self._retry_at = 0.0
         self._say(f"the history {self.path} cannot be used ({reason}); it is now {aside}")
+
+    def _forget_broken(self) -> None:
+        """Keep the newest few of those set aside."""
+        kept = sorted(
+            (
+                path
+                for path in self.path.parent.glob(f"{self.path.name}.broken-*")
+                if not path.name.endswith(("-wal", "-shm"))
+            ),
+            key=lambda path: path.stat().st_mtime,
+        )
+        for path in kept[:-_BROKEN_KEPT]:
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{path}{suffix}")
 
     def _fail(self, exc: Exception) -> None:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)

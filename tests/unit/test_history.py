@@ -7,6 +7,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -119,7 +120,7 @@ def test_what_was_written_is_there_after_a_restart(tmp_path, said):
         add(history, [record(1)])
         history.close()
     history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
-    assert history.status().records == 2
+    assert counted(history) == 2
     history.close()
     assert not said
 
@@ -208,19 +209,60 @@ def written(tmp_path, said):
 def test_one_record_dated_wrongly_takes_no_others_with_it(written, said):
     change(written, "UPDATE record SET ended_us = 1 WHERE seq = 7")  # the clock was not set yet
     history = History.open(written, **KEEP, say=said.append)
+    assert counted(history) == 11
     assert history._forget_some()
     assert history.status().records == 10
     assert len(history.query(HistoryQuery()).bodies) == 10
     history.close()
 
 
+def counted(history):
+    """How many there are, once the writer has counted those of before."""
+    end = time.monotonic() + 5
+    while history.status().records is None and time.monotonic() < end:
+        time.sleep(0.001)
+    return history.status().records
+
+
 @pytest.mark.parametrize("data", ["0011", "ffff", ""])
-def test_a_damaged_record_is_an_error_and_no_broken_answer(written, said, data):
+def test_a_damaged_record_is_left_out_and_counted(written, said, data):
     change(written, f"UPDATE body SET data = x'{data}' WHERE seq = 7")
     history = History.open(written, **KEEP, say=said.append)
-    with pytest.raises(SourceError, match="malformed"):
-        history.query(HistoryQuery())
+    page = history.query(HistoryQuery())
+    assert (len(page.bodies), page.damaged) == (10, 1)
     history.close()
+
+
+def test_few_files_that_were_set_aside_are_kept(tmp_path, said):
+    for number in range(6):
+        (tmp_path / f"h.db.broken-{number}").write_text("")
+        for suffix in ("-wal", "-shm"):
+            (tmp_path / f"h.db.broken-{number}{suffix}").write_text("")
+        for path in tmp_path.glob(f"h.db.broken-{number}*"):
+            os.utime(path, (number, number))
+    (tmp_path / "h.db").write_bytes(b"no database at all" * 100)
+    history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    history.close()
+    kept = sorted(path.name for path in tmp_path.glob("h.db.broken-?"))
+    assert kept == ["h.db.broken-4", "h.db.broken-5"]
+    assert len(list(tmp_path.glob("h.db.broken-*"))) <= 9
+
+
+def test_a_file_that_shrank_gives_room_back(tmp_path, said):
+    history = History.open(tmp_path / "h.db", max_age_s=10**9, max_bytes=10**9, say=said.append)
+    for number in range(4000):
+        add(history, [record(number)])
+        if number % 1000 == 999:
+            history.flush(5)
+    history.close()
+    large = os.stat(tmp_path / "h.db").st_size
+    history = History.open(tmp_path / "h.db", max_age_s=-60, max_bytes=10**9, say=said.append)
+    assert counted(history) is not None
+    while history._forget_some():
+        pass
+    history.close()
+    assert os.stat(tmp_path / "h.db").st_size < large / 2
+    assert not said
 
 
 @pytest.mark.parametrize(

@@ -291,11 +291,14 @@ def main():
             sh("sync; systemctl reboot --force")
             return
         note("kernel", True, os.uname().release)
-        note(
-            "the service came up at boot",
-            wait_for(ready),
-            sh("systemctl status conmond")[1][-1500:],
-        )
+        up = wait_for(ready, 180)
+        note("the service came up at boot", up, sh("systemctl status conmond")[1][-1500:])
+        if not up:
+            _, out = sh("journalctl -u conmond --no-pager -o cat | tail -n 60; dmesg | tail -n 40")
+            (RESULTS / "journal.txt").write_text(out)
+            note("so nothing else was tried", False, out[-3000:])
+            finish()
+            return
         server = serve()
         for part in (curls, who_sees_what, security, comes_back, remove):
             try:
