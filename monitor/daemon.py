@@ -165,7 +165,7 @@ class Daemon:
 
     def __post_init__(self) -> None:
         started_ns = time.time_ns()
-        self._identities = ProcIdentities(self.kernel.cgroup)
+        self._identities = ProcIdentities(self.kernel.cgroup, cmdlines=self.options.cmdlines)
         self._libraries = Libraries(self.kernel.loaded)
         unseen = [*self.kernel.attached.unseen(), *self._libraries.start()]
         for sentence in unseen:

@@ -148,6 +148,7 @@ def _options(given: argparse.Namespace, *, live: bool) -> Options:
         )
     return Options(
         live=live,
+        cmdlines=config.record_cmdline,
         duration_s=given.duration_s,
         serve=Serve(
             path=named or config.socket,

@@ -14,6 +14,8 @@ class Identity(NamedTuple):
     exe: str | None = None
     unit: str | None = None
     container: str | None = None
+    cmdline: tuple[str, ...] | None = None
+    """Only where the configuration asks for it."""
 
 
 class Identities(Protocol):

@@ -21,6 +21,8 @@ __all__ = ["ProcIdentities", "find_cgroup2", "unit_and_container"]
 MAX_PROCESSES: Final = 8192
 MAX_PATHS: Final = 4096
 MAX_CGROUPS: Final = 4096
+MAX_CMDLINES: Final = 2048
+MAX_CMDLINE_BYTES: Final = 4096
 # A walk over all cgroups for one unknown id is not repeated for ids that are gone.
 MAX_CGROUPS_WALKED: Final = 20_000
 
@@ -59,9 +61,14 @@ class ProcIdentities:
     Args:
         cgroup_root: the cgroup2 mount, None where there is none.
         proc: for tests.
+        cmdlines: tell arguments, too, which may hold secrets.
     """
 
-    def __init__(self, cgroup_root: str | None, proc: str = "/proc") -> None:
+    def __init__(
+        self, cgroup_root: str | None, proc: str = "/proc", *, cmdlines: bool = False
+    ) -> None:
+        self._wants_cmdlines = cmdlines
+        self._cmdlines: OrderedDict[tuple[int, int], tuple[str, ...] | None] = OrderedDict()
         self._root = cgroup_root
         self._proc = Path(proc)
         # (pid, process start) -> (device, inode), path of the newest exec; by inode for processes
@@ -79,6 +86,8 @@ class ProcIdentities:
         """Take in that a process became another program."""
         task = event.task
         path = printable_text(event.path) if event.path else None
+        if self._wants_cmdlines:
+            self._learn_cmdline(task.pid, task.start_ns, task.exe_ino)
         file = (task.exe_dev, task.exe_ino)
         self._exe_by_process[(task.pid, task.start_ns)] = file, path
         if path is not None and task.exe_ino:
@@ -98,7 +107,11 @@ class ProcIdentities:
             return known
         unit, container = self.unit_of(cgroup_id, pid)
         identity = Identity(
-            printable_text(comm), self._exe(pid, start_ns, exe_ino, exe_dev), unit, container
+            printable_text(comm),
+            self._exe(pid, start_ns, exe_ino, exe_dev),
+            unit,
+            container,
+            self._cmdline(pid, start_ns, exe_ino) if self._wants_cmdlines else None,
         )
         self._identities[key] = identity
         _bound(self._identities, MAX_PROCESSES)
@@ -121,6 +134,26 @@ class ProcIdentities:
         self._exe_by_inode[(dev, ino)] = path
         _bound(self._exe_by_inode, MAX_PATHS)
         return path
+
+    def _cmdline(self, pid: int, start_ns: int, ino: int) -> tuple[str, ...] | None:
+        if (pid, start_ns) not in self._cmdlines:
+            self._learn_cmdline(pid, start_ns, ino)
+        return self._cmdlines[pid, start_ns]
+
+    def _learn_cmdline(self, pid: int, start_ns: int, ino: int) -> None:
+        """Read the arguments, which a process that has just ended takes with it."""
+        words: tuple[str, ...] | None = None
+        try:
+            with open(self._proc / str(pid) / "cmdline", "rb") as file:
+                raw = file.read(MAX_CMDLINE_BYTES)
+            # a pid alone could be another process by now
+            if raw and os.stat(self._proc / str(pid) / "exe").st_ino == ino:
+                words = tuple(printable_text(word) for word in raw.rstrip(b"\0").split(b"\0"))
+        except OSError:
+            words = None
+        self._cmdlines[pid, start_ns] = words
+        self._cmdlines.move_to_end((pid, start_ns))
+        _bound(self._cmdlines, MAX_CMDLINES)
 
     def unit_of(self, cgroup_id: int, pid: int | None) -> tuple[str | None, str | None]:
         """Return systemd unit and container id of a cgroup, of which a process is in it."""

@@ -182,6 +182,25 @@ def test_a_member_of_the_group_sees_all(running, tmp_path, web):
         grouped.stop()
 
 
+def test_arguments_are_told_where_the_configuration_asks(running, tmp_path, web):
+    config = tmp_path / "config.toml"
+    config.write_text("[record]\ncmdline = true\n")
+    telling = Daemon("--json", "--config", str(config))
+    command = ["/usr/bin/python3", "-c", "import socket, sys, time\n"
+               f"sock = socket.create_connection(('127.0.0.1', {web}))\n"
+               "time.sleep(0.5)", "two words", "\x1b]0;x\x07"]  # fmt: skip
+    try:
+        client = subprocess.Popen(command)
+        assert client.wait(timeout=10) == 0
+        (told,) = telling.wait_for(lambda record: record["pid"] == client.pid)
+        (untold,) = running.wait_for(lambda record: record["pid"] == client.pid)
+        assert told["cmdline"] == command
+        assert "cmdline" not in untold
+        jsonschema.Draft202012Validator(RECORD).validate(told)
+    finally:
+        telling.stop()
+
+
 def test_a_stream_brings_what_ends(client, web):
     got = []
     stream = client.stream(comm="curl")
