@@ -7,7 +7,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Left behind by a run as root, these would be in the way of the next run without.
 NO_TRACES := env PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help run test test-vm lint bench install uninstall deb clean setup-run setup-test setup-vm
+.PHONY: help run test test-vm lint bench install uninstall deb wheel clean setup-run setup-test setup-vm
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ uninstall: ## remove it; configuration and history stay unless PURGE=1
 deb: setup-run ## dist/conmond_VERSION_ARCHITECTURE.deb, for apt install
 	@packaging/build build/deb /usr /usr/share/zsh/vendor-completions
 	@packaging/deb build/deb dist
+
+wheel: setup-run ## dist/conmon-VERSION-py3-none-any.whl: the package conmon alone
+	@packaging/wheel dist
 
 clean: ## remove all that the other targets made, .venv too
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,9 +5,12 @@ Standard library only, any operating system, Python 3.9 or later.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .client import Daemon, take
 from .errors import (
     ConmonError,
+    ConnectFailed,
     DaemonAnswerError,
     DaemonError,
     DaemonUnreachable,
@@ -17,9 +20,14 @@ from .errors import (
 )
 from .record import Attempt, Record, Tcp, Tls, Turns
 
+if TYPE_CHECKING:
+    from .connecting import connect, open_connection
+    from .watching import watch
+
 __all__ = [
     "Attempt",
     "ConmonError",
+    "ConnectFailed",
     "Daemon",
     "DaemonAnswerError",
     "DaemonError",
@@ -31,5 +39,22 @@ __all__ = [
     "Tcp",
     "Tls",
     "Turns",
+    "connect",
+    "open_connection",
     "take",
+    "watch",
 ]
+
+
+# These bring ssl and selectors, which a program that only reads records does not need.
+_LATER = {"connect": "connecting", "open_connection": "connecting", "watch": "watching"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        import importlib
+
+        found = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from .errors import DaemonAnswerError, DaemonUnreachable, NotFound, NotPermitted
+from .errors import DaemonAnswerError, DaemonError, DaemonUnreachable, NotFound, NotPermitted
 from .record import Record
 
 __all__ = ["DEFAULT_SOCKET", "Daemon", "take"]
@@ -22,7 +22,6 @@ __all__ = ["DEFAULT_SOCKET", "Daemon", "take"]
 DEFAULT_SOCKET = "/run/conmond/conmond.sock"
 MAX_ANSWER_BYTES = 256 << 20
 MAX_LINE_BYTES = 4 << 20
-_SO_COOKIE = 57
 _CHUNK = 256 << 10
 
 
@@ -34,24 +33,35 @@ def socket_path(path: str | None = None) -> str:
 def take(sock: socket.socket, *, path: str | None = None, timeout: float = 5.0) -> Record:
     """Return the record of this program's own connected socket, as ``lws_conmon_wsi_take()`` does.
 
-    The record is a copy that outlives the socket. Call it while the socket is open, or shortly
-    after the connection ended in the socket's last state.
+    The daemon is asked first. Where there is none, or it has not seen the socket, the record is
+    what this program measured: of a socket of ``conmon.connect()``, or one made under
+    ``conmon.watch()``. The record is a copy that outlives the socket, and once taken, what was
+    measured here is forgotten.
 
     Args:
         sock: a TCP socket.
         path: of the query socket; see :class:`Daemon`.
         timeout: seconds to wait for the daemon.
     Raises:
-        NotFound: the daemon has not seen it: it is older than the daemon, not TCP, or accepted.
-        DaemonUnreachable: no daemon runs, or this system has no socket cookies (Linux has).
+        NotFound: the daemon has not seen it (it is older than the daemon, not TCP, or accepted)
+            and this program did not measure it.
+        DaemonUnreachable: no daemon runs, or this system has no socket cookies (Linux has), and
+            this program did not measure it.
     """
-    try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
-    except OSError as exc:
-        raise DaemonUnreachable(f"this system gives sockets no cookies: {exc}") from exc
-    import sys
+    from .connecting import measured
+    from .measure import socket_cookie
 
-    return Daemon(path, timeout=timeout).take(int.from_bytes(raw, sys.byteorder))
+    try:
+        cookie = socket_cookie(sock)
+        if cookie is None:
+            raise DaemonUnreachable("this system gives sockets no cookies")
+        return Daemon(path, timeout=timeout).take(cookie)
+    except DaemonError:
+        try:
+            return measured(sock)
+        except NotFound:
+            pass
+        raise
 
 
 class Daemon:

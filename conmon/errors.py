@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .record import Record
+
 __all__ = [
     "ConmonError",
+    "ConnectFailed",
     "DaemonAnswerError",
     "DaemonError",
     "DaemonUnreachable",
@@ -19,6 +25,14 @@ class ConmonError(Exception):
 
 class RecordError(ConmonError, ValueError):
     """Text or data that is not a conmon record. The message is one sentence naming the key."""
+
+
+class ConnectFailed(ConmonError, OSError):
+    """No connection came about. ``record`` says which phase failed, why, and what it took."""
+
+    def __init__(self, sentence: str, record: Record) -> None:
+        super().__init__(sentence)
+        self.record = record
 
 
 class DaemonError(ConmonError):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import conmon
 import monitor
+from conmon.escape import printable
 from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, Parser
-from monitor.cli.escape import printable
 from monitor.cli.say import SENTENCE_LIMIT
 
 __all__ = ["main", "make_parser"]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import monitor
+from conmon.escape import printable
 from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
-from monitor.cli.escape import printable
 from monitor.cli.say import SENTENCE_LIMIT, say
 from monitor.errors import MonitorError
 from monitor.options import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
-from monitor.cli.escape import printable
+from conmon.escape import printable
 
 __all__ = ["SENTENCE_LIMIT", "say"]
 

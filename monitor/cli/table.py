@@ -11,8 +11,8 @@ import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from conmon.escape import printable, width
 from conmon.record import Attempt, Record
-from monitor.cli.escape import printable, width
 
 __all__ = ["Table", "latency", "outcome"]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from conmon.http1 import parse_heads
 from conmon.names import (
     DNS_NONE,
     attempt_result,
@@ -23,7 +24,6 @@ from monitor.correlate.lookups import Join, Lookup
 from monitor.correlate.text import address_text, is_ipv4
 from monitor.decode import ConnEvent, ConnFlag, Library, Phase, RecordFlag
 from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
-from monitor.wire.http1 import parse_heads
 
 __all__ = ["Clock", "Facts", "attempt_of", "lookup_record", "record_of", "tcp_of"]
 

@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from conmon.ciphers import CIPHER_NAMES
 from monitor.wire.alerts import CERTIFICATE_ALERTS, alert_name
-from monitor.wire.ciphers import CIPHER_NAMES
 from monitor.wire.hello import ClientHello, ServerHello
 from monitor.wire.turns import JAVA_PADDING, TICKET_SLACK_US, After, Record, Turns, find_turns
 

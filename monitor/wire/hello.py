@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct, unpack_from
 
-from monitor.wire.ciphers import cipher_name, is_grease
+from conmon.ciphers import cipher_name, is_grease
 
 __all__ = ["ClientHello", "ServerHello", "parse_client_hello", "parse_server_hello"]
 

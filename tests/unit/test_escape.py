@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.cli.escape import printable, width
+from conmon.escape import printable, width
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from conmon.escape import width
 from conmon.record import Attempt, Record, Tls, Turns
-from monitor.cli.escape import width
 from monitor.cli.table import Table, latency, outcome
 
 GOOD = Record(

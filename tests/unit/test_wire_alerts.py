@@ -1,7 +1,7 @@
 """Alert and cipher numbers get the names of the registries."""
 
+from conmon.ciphers import CIPHER_NAMES, cipher_name, is_grease
 from monitor.wire.alerts import ALERT_NAMES, CERTIFICATE_ALERTS, alert_name
-from monitor.wire.ciphers import CIPHER_NAMES, cipher_name, is_grease
 
 
 def test_alerts_are_named_as_in_the_rfc():

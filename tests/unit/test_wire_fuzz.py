@@ -13,9 +13,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conmon.http1 import is_client_hello, parse_heads
 from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
 from monitor.wire.hello import parse_client_hello, parse_server_hello
-from monitor.wire.http1 import is_client_hello, parse_heads
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "tls"
 CAPTURES = [json.loads(path.read_text()) for path in sorted(DATA.glob("*.json"))]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from monitor.wire.http1 import is_client_hello, parse_heads
+from conmon.http1 import is_client_hello, parse_heads
 
 
 def cut(data: bytes) -> bytes:

@@ -34,7 +34,7 @@ Description=what the tests want done
 After=multi-user.target
 [Service]
 Type=idle
-ExecStart=/bin/sh -c 'mkdir -p /run/payload && tar -xf /dev/nvme1n1 -C /run/payload && exec sh /run/payload/run'
+ExecStart=/bin/sh -c 'mkdir -p /run/payload && tar -xf /dev/nvme0n2 -C /run/payload && exec sh /run/payload/run'
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0

@@ -6,6 +6,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 
 from tests.vm.image import VmError, kernel, root_image, run
@@ -19,8 +20,7 @@ QEMU = (
     "-smp", "2", "-m", "2048", "-nodefaults", "-display", "none",
 )  # fmt: skip
 COMMAND_LINE = (
-    "root=/dev/nvme0n1 rw console=ttyS0 mitigations=off nokaslr quiet panic=-1 "
-    "systemd.show_status=0"
+    "root=/dev/nvme0n1 rw console=ttyS0 mitigations=off nokaslr quiet panic=0 systemd.show_status=0"
 )
 
 
@@ -51,9 +51,10 @@ def boot(series: str, payload: dict[str, Path], results: Path, *, timeout_s: flo
         command = [
             *QEMU, "-kernel", str(folder / "vmlinuz"), "-append", COMMAND_LINE,
             "-serial", f"file:{console}",
-            *_disk("root", root_image(), snapshot=True),
-            *_disk("in", disk_in),
-            *_disk("out", disk_out),
+            "-device", "nvme,id=disks,serial=disks",
+            *_disk(1, "root", root_image(), snapshot=True),
+            *_disk(2, "in", disk_in),
+            *_disk(3, "out", disk_out),
         ]  # fmt: skip
         # the snapshot of the root file system is kept here
         machine = subprocess.Popen(
@@ -63,12 +64,18 @@ def boot(series: str, payload: dict[str, Path], results: Path, *, timeout_s: flo
             stderr=subprocess.PIPE,
             env={**os.environ, "TMPDIR": work},
         )
-        try:
-            _, said = machine.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired as exc:
-            machine.kill()
-            machine.communicate()
-            raise VmError(f"still running after {timeout_s} s:\n{_tail(console)}") from exc
+        end = time.monotonic() + timeout_s
+        said = b""
+        while machine.poll() is None:
+            try:
+                _, said = machine.communicate(timeout=2)
+            except subprocess.TimeoutExpired as exc:
+                panicked = "Kernel panic" in _tail(console)
+                if panicked or time.monotonic() > end:
+                    machine.kill()
+                    machine.communicate()
+                    what = "the kernel panicked" if panicked else f"not done after {timeout_s} s"
+                    raise VmError(f"{what}:\n{_tail(console)}") from exc
         if machine.returncode:
             raise VmError(f"qemu ended with {machine.returncode}: {said.decode(errors='replace')}")
         if not tarfile.is_tarfile(disk_out):
@@ -77,11 +84,12 @@ def boot(series: str, payload: dict[str, Path], results: Path, *, timeout_s: flo
         return _tail(console, 1 << 20)
 
 
-def _disk(name: str, path: Path, *, snapshot: bool = False) -> list[str]:
+# One controller, whose order of disks is ours to say: several are numbered as they come up.
+def _disk(number: int, name: str, path: Path, *, snapshot: bool = False) -> list[str]:
     keep = "on" if snapshot else "off"
     return [
         "-drive", f"file={path},if=none,id={name},format=raw,snapshot={keep}",
-        "-device", f"nvme,drive={name},serial={name}",
+        "-device", f"nvme-ns,drive={name},bus=disks,nsid={number}",
     ]  # fmt: skip
 
 

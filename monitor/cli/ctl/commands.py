@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import conmon
 from conmon import Record
-from monitor.cli.ctl.waterfall import waterfall
-from monitor.cli.ctl.words import address, columns, count, duration, name, size, user
+from conmon.waterfall import waterfall
+from conmon.words import address, columns, count, duration, name, size, user
 
 __all__ = ["COMMANDS"]
 

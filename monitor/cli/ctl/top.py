@@ -19,8 +19,8 @@ from textual.widgets import DataTable, Footer, Input, Static
 
 import conmon
 from conmon import Record
-from monitor.cli.ctl.waterfall import waterfall
-from monitor.cli.ctl.words import address, count, duration, name, size, user
+from conmon.waterfall import waterfall
+from conmon.words import address, count, duration, name, size, user
 
 __all__ = ["Top"]
 

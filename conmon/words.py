@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pwd
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from monitor.cli.escape import printable
+from .escape import printable
 
 __all__ = ["address", "columns", "count", "duration", "name", "size", "user"]
 
@@ -62,8 +61,10 @@ def user(uid: int | None) -> str:
     if uid is None:
         return "-"
     try:
+        import pwd
+
         return printable(pwd.getpwuid(uid).pw_name, 32)
-    except KeyError:
+    except (KeyError, ImportError):
         return str(uid)
 
 
@@ -79,7 +80,7 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     for row in table:
         cells = [
             cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(row, widths))
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from conmon import Record
-from monitor.cli.ctl.words import count, duration, name, size, user
+from .record import Record
+from .words import count, duration, name, size, user
 
 __all__ = ["waterfall"]
 
