@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -33,14 +34,19 @@ def _defines(kernel: btf.Btf) -> list[str]:
                     "which conmond needs"
                 )
             flags.append(f"-DOFF_{struct_name}_{field.replace('.', '_')}={place.offset}")
-    release = [int(part) for part in os.uname().release.split("-")[0].split(".")[:3]]
-    major, minor, patch = (*release, 0, 0)[:3]
-    flags.append(f"-DLINUX_VERSION_CODE={(major << 16) + (minor << 8) + min(patch, 255)}")
+    flags.append(f"-DLINUX_VERSION_CODE={version_code(os.uname().release)}")
     flags.append(f"-DPAGE_SIZE={os.sysconf('SC_PAGE_SIZE')}")
     # Allocation in every context came with bpf_mem_alloc (kernel commit 7c8199e24fa0, 6.1).
     if kernel.has_struct("bpf_mem_alloc"):
         flags.append("-DHAVE_BPF_MEM_ALLOC=1")
     return flags
+
+
+def version_code(release: str) -> int:
+    """Return LINUX_VERSION_CODE of a release such as ``7.3.4+deb13-cloud-amd64``."""
+    found = re.match(r"(\d+)(?:\.(\d+))?(?:\.(\d+))?", release)
+    major, minor, patch = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    return (major << 16) + (minor << 8) + min(patch, 255)
 
 
 def _source(folder: Path) -> str:
