@@ -20,41 +20,24 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import errno
 import functools
 import socket
 import ssl
 import threading
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from typing import Any, Callable
 
 from . import connecting
 from .http1 import is_client_hello
-from .measure import Lookup, Measurement, is_literal, now_ns
+from .measure import Lookup, Measurement, now_ns
 from .record import Record
+from .tracking import MAX_RACES, State, Tracker
 
 __all__ = ["Records", "watch"]
 
 MAX_RECORDS = 100_000
-_MAX_LOOKUPS = 256
-_LOOKUP_AGE_NS = 600_000_000_000
-_SAME_RACE_NS = 10_000_000_000  # a failed attempt belongs to one that got through so soon after
-_MAX_RACES = 1024
 _PEEK = 512
-_IN_PROGRESS = frozenset(
-    code
-    for code in (
-        errno.EINPROGRESS,
-        errno.EWOULDBLOCK,
-        errno.EAGAIN,
-        errno.EALREADY,
-        getattr(errno, "WSAEWOULDBLOCK", None),
-        getattr(errno, "WSAEINPROGRESS", None),
-    )
-    if code is not None
-)
 
 
 class Records(list[Record]):
@@ -101,35 +84,6 @@ def watch(
         _watcher.end(records)
 
 
-class _State:
-    """One socket."""
-
-    __slots__ = ("measurement", "number", "over_tls", "pending", "race", "ref", "tls")
-
-    def __init__(self, measurement: Measurement) -> None:
-        self.measurement = measurement
-        self.number = -1
-        self.pending = False
-        self.race: _Race | None = None
-        self.tls = False  # what passes the socket itself is no payload
-        self.over_tls: ssl.SSLObject | None = None
-        self.ref: weakref.ref[socket.socket] | None = None
-
-
-class _Race:
-    """The attempts that follow from one lookup, to one port."""
-
-    __slots__ = ("at_ns", "first", "lookup", "pending", "tries", "winner")
-
-    def __init__(self, lookup: Lookup, first: Measurement) -> None:
-        self.lookup = lookup
-        self.first = first
-        self.at_ns = now_ns()
-        self.pending = 0
-        self.tries: list[Any] = []  # that failed
-        self.winner: Measurement | None = None
-
-
 class _Handshakes(threading.local):
     """The SSLObject whose handshake this thread called last."""
 
@@ -138,42 +92,42 @@ class _Handshakes(threading.local):
 
 class _Watcher:
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._watching: list[Records] = []
         self._restore: list[tuple[Any, str, bool, Any]] = []
-        self._states: dict[int, _State] = {}
-        self._detached: dict[int, _State] = {}
-        self._lookups: deque[tuple[int, Lookup]] = deque(maxlen=_MAX_LOOKUPS)
-        self._races: dict[tuple[int, int], _Race] = {}
+        self._detached: dict[int, State] = {}
         self._handshakes = _Handshakes()
         self._begun: weakref.WeakKeyDictionary[ssl.SSLObject, int] = weakref.WeakKeyDictionary()
         self._beside: weakref.WeakKeyDictionary[ssl.SSLObject, Measurement] = (
             weakref.WeakKeyDictionary()
         )
+        self._track = Tracker(self._hand_out)
+
+    def _hand_out(self, record: Record) -> None:
+        for records in tuple(self._watching):
+            records.take_in(record)
 
     # -- begin and end ------------------------------------------------------------------------
 
     def begin(self, records: Records) -> None:
-        with self._lock:
+        with self._track.lock:
             self._watching.append(records)
             if len(self._watching) == 1:
                 self._patch()
 
     def end(self, records: Records) -> None:
-        with self._lock:
+        with self._track.lock:
             if len(self._watching) == 1:
                 self._unpatch()
-            self._flush(0)
-            for state in list(self._states.values()):
+            self._track.flush(0)
+            for state in list(self._track.states.values()):
                 sock = state.ref() if state.ref is not None else None
                 if sock is not None and state.measurement.won is not None:
                     state.measurement.look_at(sock)
                     records.take_in(state.measurement.record())
             self._watching = [one for one in self._watching if one is not records]
             if not self._watching:
-                for table in (self._states, self._detached, self._races):
-                    table.clear()
-                self._lookups.clear()
+                self._track.clear()
+                self._detached.clear()
                 self._beside.clear()
                 self._begun.clear()
 
@@ -237,11 +191,11 @@ class _Watcher:
                 found = original(host, *rest, **named)
             except (OSError, UnicodeError) as exc:
                 if not lookup.literal:
-                    self._lookup_failed(lookup, exc)
+                    self._track.lookup_failed(lookup, exc)
                 raise
             with contextlib.suppress(Exception):
                 lookup.done(found, now_ns())
-                self._lookups.append((threading.get_ident(), lookup))
+                self._track.lookups.append((threading.get_ident(), lookup))
             return found
 
         return getaddrinfo
@@ -256,192 +210,58 @@ class _Watcher:
                 found = original(host)
             except (OSError, UnicodeError) as exc:
                 if not lookup.literal:
-                    self._lookup_failed(lookup, exc)
+                    self._track.lookup_failed(lookup, exc)
                 raise
             with contextlib.suppress(Exception):
                 addresses = (found,) if isinstance(found, str) else tuple(found[2])
                 lookup.end_ns = now_ns()
                 lookup.addresses = addresses
-                self._lookups.append((threading.get_ident(), lookup))
+                self._track.lookups.append((threading.get_ident(), lookup))
             return found
 
         return gethostbyname
-
-    def _lookup_failed(self, lookup: Lookup, exc: Any) -> None:
-        with contextlib.suppress(Exception):
-            lookup.failed(exc, now_ns())
-            measurement = Measurement()
-            measurement.looked_up(lookup)
-            self._emit(measurement)
-
-    def _lookup_of(self, address: str) -> tuple[Lookup, str] | None:
-        thread, oldest_ns = threading.get_ident(), now_ns() - _LOOKUP_AGE_NS
-        other = None
-        for owner, lookup in reversed(tuple(self._lookups)):
-            if address in lookup.addresses and lookup.end_ns >= oldest_ns:
-                if owner == thread:
-                    return lookup, "thread"
-                other = other or lookup
-        return (other, "process") if other is not None else None
 
     # -- connect ------------------------------------------------------------------------------
 
     def _connect(self, original: Any) -> Any:
         def connect(sock: Any, address: Any) -> Any:
-            state = self._attempt(sock, address)
+            state = self._track.attempt(sock, address)
             if state is None:
                 return original(sock, address)
             try:
                 result = original(sock, address)
             except BaseException as exc:
-                self._attempt_returned(sock, state, exc)
+                self._track.attempt_returned(sock, state, exc)
                 raise
-            self._attempt_returned(sock, state, None)
+            self._track.attempt_returned(sock, state, None)
             return result
 
         return connect
 
     def _connect_ex(self, original: Any) -> Any:
         def connect_ex(sock: Any, address: Any) -> Any:
-            state = self._attempt(sock, address)
+            state = self._track.attempt(sock, address)
             if state is None:
                 return original(sock, address)
             try:
                 code = original(sock, address)
             except BaseException as exc:
-                self._attempt_returned(sock, state, exc)
+                self._track.attempt_returned(sock, state, exc)
                 raise
-            self._attempt_returned(sock, state, OSError(code, "") if code else None)
+            self._track.attempt_returned(sock, state, OSError(code, "") if code else None)
             return code
 
         return connect_ex
-
-    def _attempt(self, sock: Any, address: Any) -> _State | None:
-        try:
-            if sock.type != socket.SOCK_STREAM or sock.family not in _FAMILIES:
-                return None
-            host, port = str(address[0]), int(address[1])
-            known = self._states.get(id(sock))
-            if known is not None and known.pending:
-                return known  # asked again how it goes
-            at_ns = now_ns()
-            state = _State(Measurement())
-            measurement = state.measurement
-            found = self._lookup_of(_plain(host)) if is_literal(host) else None
-            if found is not None:
-                measurement.looked_up(*found)
-                with self._lock:
-                    state.race = self._race(found[0], port, measurement)
-                    state.race.pending += 1
-            elif not is_literal(host):
-                lookup = Lookup(host, at_ns)  # connect() itself looks it up
-                measurement.lookup, measurement.lookup_match = lookup, "thread"
-            state.pending = True
-            state.number = measurement.attempt(host, port, at_ns)
-            self._keep(sock, state)
-            return state
-        except Exception:  # noqa: BLE001 - whatever is wrong with it is the original's to say
-            return None
-
-    def _race(self, lookup: Lookup, port: int, first: Measurement) -> _Race:
-        key = (id(lookup), port)
-        race = self._races.get(key)
-        if race is None or now_ns() - race.at_ns > _SAME_RACE_NS or race.winner is not None:
-            self._flush(_SAME_RACE_NS)
-            race = self._races[key] = _Race(lookup, first)
-        return race
-
-    def _keep(self, sock: socket.socket, state: _State) -> None:
-        key = id(sock)
-
-        def gone(_: Any) -> None:
-            if self._states.get(key) is state:
-                self._ended(state, None)
-                self._states.pop(key, None)
-
-        state.ref = weakref.ref(sock, gone)
-        self._states[key] = state
-
-    def _attempt_returned(self, sock: Any, state: _State, exc: BaseException | None) -> None:
-        with contextlib.suppress(Exception):
-            if isinstance(exc, OSError) and exc.errno in _IN_PROGRESS:
-                return
-            if isinstance(exc, OSError) and exc.errno == errno.EISCONN:
-                exc = None
-            if not state.pending:
-                return
-            at_ns = now_ns()
-            measurement = state.measurement
-            lookup = measurement.lookup
-            if state.race is None and lookup is not None and not lookup.literal:
-                # the name was looked up inside connect(): what of the time that took is not known
-                if isinstance(exc, socket.gaierror):
-                    lookup.failed(exc, at_ns)
-                    measurement.tries.clear()
-                    measurement.looked_up(lookup)
-                    self._states.pop(id(sock), None)
-                    self._emit(measurement)
-                    return
-                if exc is None:
-                    measurement.tries[state.number].raddr = _plain(sock.getpeername()[0])
-            self._decided(sock, state, exc, at_ns)
-
-    def _decided(self, sock: Any, state: _State, exc: BaseException | None, at_ns: int) -> None:
-        measurement, race = state.measurement, state.race
-        with self._lock:
-            if not state.pending:
-                return
-            state.pending = False
-            measurement.attempted(state.number, exc, at_ns)
-            if race is not None:
-                race.pending -= 1
-            if exc is None:
-                measurement.connected(sock)
-                if race is not None and race.winner is None:
-                    race.winner = measurement
-                    measurement.tries[:0] = race.tries
-                    race.tries = []
-                return
-            self._states.pop(id(sock), None)
-            self._lost(state)
-
-    def _lost(self, state: _State) -> None:
-        measurement, race = state.measurement, state.race
-        if race is None:
-            measurement.fail(None, now_ns())
-            self._emit(measurement)
-            return
-        if race.winner is not None:
-            race.winner.tries.extend(measurement.tries)
-            return
-        race.tries.extend(measurement.tries)
-        tried = {one.raddr for one in race.tries}
-        if not race.pending and tried.issuperset(race.lookup.addresses):
-            self._give_up(race)
-
-    def _give_up(self, race: _Race) -> None:
-        self._races = {key: one for key, one in self._races.items() if one is not race}
-        if race.tries and race.winner is None:
-            race.first.tries = race.tries
-            race.first.fail(None, now_ns())
-            self._emit(race.first)
-
-    def _flush(self, older_ns: int) -> None:
-        """Races that nobody won and nobody runs any more are failures."""
-        now = now_ns()
-        for race in list(self._races.values()):
-            if now - race.at_ns >= older_ns or len(self._races) > _MAX_RACES:
-                self._give_up(race)
 
     def _getsockopt(self, original: Any) -> Any:
         def getsockopt(sock: Any, *what: Any) -> Any:
             result = original(sock, *what)
             if what == _SO_ERROR:
                 with contextlib.suppress(Exception):
-                    state = self._states.get(id(sock))
+                    state = self._track.states.get(id(sock))
                     if state is not None and state.pending:
                         failed = OSError(result, "") if result else None
-                        self._decided(sock, state, failed, now_ns())
+                        self._track.decided(sock, state, failed, now_ns())
             return result
 
         return getsockopt
@@ -450,7 +270,7 @@ class _Watcher:
 
     def _send(self, original: Any) -> Any:
         def send(sock: Any, data: Any, *rest: Any) -> Any:
-            state = self._states.get(id(sock))
+            state = self._track.states.get(id(sock))
             if state is not None and not state.tls:
                 self._sending(sock, state, data)
             return original(sock, data, *rest)
@@ -459,7 +279,7 @@ class _Watcher:
 
     def _sendmsg(self, original: Any) -> Any:
         def sendmsg(sock: Any, buffers: Any, *rest: Any) -> Any:
-            state = self._states.get(id(sock))
+            state = self._track.states.get(id(sock))
             if state is not None and not state.tls:
                 buffers = list(buffers)
                 if buffers:
@@ -468,10 +288,12 @@ class _Watcher:
 
         return sendmsg
 
-    def _sending(self, sock: Any, state: _State, data: Any) -> None:
+    def _sending(self, sock: Any, state: State, data: Any) -> None:
         with contextlib.suppress(Exception):
             if state.pending:
-                self._decided(sock, state, None, now_ns())  # nobody asked, and it is connected
+                self._track.decided(
+                    sock, state, None, now_ns()
+                )  # nobody asked, and it is connected
             beginning = bytes(memoryview(data).cast("B")[:_PEEK])
             if not beginning:
                 return
@@ -489,7 +311,7 @@ class _Watcher:
     def _recv(self, original: Any) -> Any:
         def recv(sock: Any, *what: Any) -> Any:
             data = original(sock, *what)
-            state = self._states.get(id(sock))
+            state = self._track.states.get(id(sock))
             if state is not None and data and not state.tls:
                 with contextlib.suppress(Exception):
                     state.measurement.received(data[:_PEEK], now_ns())
@@ -500,7 +322,7 @@ class _Watcher:
     def _recv_into(self, original: Any) -> Any:
         def recv_into(sock: Any, buffer: Any, *what: Any) -> Any:
             count = original(sock, buffer, *what)
-            state = self._states.get(id(sock))
+            state = self._track.states.get(id(sock))
             if state is not None and count and not state.tls:
                 with contextlib.suppress(Exception):
                     beginning = bytes(memoryview(buffer).cast("B")[: min(count, _PEEK)])
@@ -512,9 +334,9 @@ class _Watcher:
     def _detach(self, original: Any) -> Any:
         def detach(sock: Any) -> Any:
             number = original(sock)
-            state = self._states.pop(id(sock), None)
+            state = self._track.states.pop(id(sock), None)
             if state is not None and number >= 0:
-                if len(self._detached) >= _MAX_RACES:
+                if len(self._detached) >= MAX_RACES:
                     self._detached.clear()
                 self._detached[number] = state
             return number
@@ -523,50 +345,21 @@ class _Watcher:
 
     def _close(self, original: Any) -> Any:
         def _real_close(sock: Any, *rest: Any) -> Any:
-            state = self._states.pop(id(sock), None)
+            state = self._track.states.pop(id(sock), None)
             if state is not None:
-                self._ended(state, sock)
+                self._track.ended(state, sock)
             return original(sock, *rest)
 
         return _real_close
 
-    def _ended(self, state: _State, sock: Any) -> None:
-        with contextlib.suppress(Exception):
-            measurement = state.measurement
-            with self._lock:
-                if state.pending:
-                    state.pending = False
-                    measurement.abandoned(state.number, now_ns())
-                    if state.race is not None:
-                        state.race.pending -= 1
-                    self._lost(state)
-                    return
-                if sock is not None:
-                    measurement.look_at(sock)
-                if (
-                    measurement.tls_begin_ns is not None
-                    and measurement.tls is None
-                    and not measurement.failed
-                ):
-                    closed = ssl.SSLEOFError(8, "closed in mid-handshake")
-                    measurement.tls_failed(closed, now_ns(), None)
-                measurement.closed(now_ns())
-                self._emit(measurement)
-
-    def _emit(self, measurement: Measurement) -> None:
-        with contextlib.suppress(Exception):
-            record = measurement.record()
-            for records in tuple(self._watching):
-                records.take_in(record)
-
     # -- TLS in a socket ----------------------------------------------------------------------
 
-    def _secure_state(self, sock: Any) -> _State | None:
-        state = self._states.get(id(sock))
+    def _secure_state(self, sock: Any) -> State | None:
+        state = self._track.states.get(id(sock))
         if state is None and self._detached:
             state = self._detached.pop(sock.fileno(), None)
             if state is not None:
-                self._keep(sock, state)
+                self._track.keep(sock, state)
         return state
 
     def _socket_handshake(self, original: Any) -> Any:
@@ -593,7 +386,7 @@ class _Watcher:
 
     def _secure_send(self, original: Any) -> Any:
         def send(sock: Any, data: Any, *rest: Any) -> Any:
-            state = self._states.get(id(sock))
+            state = self._track.states.get(id(sock))
             if state is not None and state.tls and sock._sslobj is not None:
                 with contextlib.suppress(Exception):
                     beginning = bytes(memoryview(data).cast("B")[:_PEEK])
@@ -606,7 +399,7 @@ class _Watcher:
     def _secure_read(self, original: Any) -> Any:
         def read(sock: Any, size: Any = 1024, buffer: Any = None) -> Any:
             result = original(sock, size, buffer)
-            state = self._states.get(id(sock))
+            state = self._track.states.get(id(sock))
             if state is not None and result:
                 self._plaintext(state.measurement, result, buffer)
             return result
@@ -675,15 +468,7 @@ class _Watcher:
 
     # -- for take() ---------------------------------------------------------------------------
 
-    def find(self, sock: socket.socket) -> Measurement | None:
-        """What is known of a socket."""
-        state = self._states.get(id(sock))
-        return state.measurement if state is not None else None
 
-
-_FAMILIES = frozenset(
-    family for family in (socket.AF_INET, getattr(socket, "AF_INET6", None)) if family is not None
-)
 _SO_ERROR = (socket.SOL_SOCKET, socket.SO_ERROR)
 
 
@@ -693,11 +478,5 @@ def _text(host: Any) -> str | None:
     return host if isinstance(host, str) and host else None
 
 
-def _plain(address: str) -> str:
-    if address.startswith("::ffff:") and "." in address:
-        return address[7:]
-    return address
-
-
 _watcher = _Watcher()
-connecting.finders.append(_watcher.find)
+connecting.finders.append(_watcher._track.find)
