@@ -37,6 +37,7 @@ _MB: Final = 1_000_000
 _THREADS: Final = 4  # more do not make more connections on two cores
 _HELD: Final = 10_000
 _HISTORY_RECORDS: Final = 1_000_000
+_WATCHED: Final = 10_000
 _IDLE_S: Final = 5.0
 # conmond reads all open connections every 10 s: memory is taken after it has.
 _HELD_S: Final = 13.0
@@ -245,6 +246,13 @@ class Bench:
         for label, text in measure(self._folder, _HISTORY_RECORDS, _drop_page_cache):
             _say(label, text)
 
+    def watch(self) -> None:
+        """What conmon.watch() costs a Python program."""
+        from bench.watch import measure
+
+        for label, text in measure(_WATCHED, self._rounds):
+            _say(label, text)
+
     def _handshakes(self) -> float:
         done = subprocess.run(
             [sys.executable, "-m", "bench.handshakes", str(self._seconds)],
@@ -273,7 +281,7 @@ class Bench:
 
 
 _PARTS: Final = ("ready", "memory", "programs", "collector", "rate", "throughput", "https",
-                 "history")  # fmt: skip
+                 "history", "watch")  # fmt: skip
 
 
 def _describe_machine() -> None:

@@ -78,7 +78,8 @@ def probe(given: argparse.Namespace) -> int:
     )
     try:
         for target in targets:
-            prober.context(target)
+            if target.tls:
+                prober.context(target)
     except OSError as exc:
         return _usage(f"cannot read the authorities in {given.cacert}: {exc.strerror or exc}")
     failed = False

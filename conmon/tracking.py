@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import socket
 import ssl
 import threading
@@ -23,6 +24,7 @@ _MAX_LOOKUPS = 256
 _LOOKUP_AGE_NS = 600_000_000_000
 _SAME_RACE_NS = 10_000_000_000  # a failed attempt belongs to one that got through so soon after
 MAX_RACES = 1024
+_LOOKED_AT = 8  # of the oldest, each time a race begins
 _IN_PROGRESS = frozenset(
     code
     for code in (
@@ -58,9 +60,10 @@ class State:
 class _Race:
     """The attempts that follow from one lookup, to one port."""
 
-    __slots__ = ("at_ns", "first", "lookup", "pending", "tries", "winner")
+    __slots__ = ("at_ns", "first", "key", "lookup", "pending", "tries", "winner")
 
-    def __init__(self, lookup: Lookup, first: Measurement) -> None:
+    def __init__(self, key: tuple[int, int], lookup: Lookup, first: Measurement) -> None:
+        self.key = key
         self.lookup = lookup
         self.first = first
         self.at_ns = now_ns()
@@ -138,7 +141,7 @@ class Tracker:
         race = self._races.get(key)
         if race is None or now_ns() - race.at_ns > _SAME_RACE_NS or race.winner is not None:
             self.flush(_SAME_RACE_NS)
-            race = self._races[key] = _Race(lookup, first)
+            race = self._races[key] = _Race(key, lookup, first)
         return race
 
     def keep(self, sock: socket.socket, state: State) -> None:
@@ -191,6 +194,7 @@ class Tracker:
                     race.winner = measurement
                     measurement.tries[:0] = race.tries
                     race.tries = []
+                self._over(race)
                 return
             self.states.pop(id(sock), None)
             self._lost(state)
@@ -209,8 +213,17 @@ class Tracker:
         if not race.pending and tried.issuperset(race.lookup.addresses):
             self._give_up(race)
 
+    def _over(self, race: _Race | None) -> None:
+        """Forget a race that was won and in which nobody runs any more."""
+        if race is not None and race.winner is not None and not race.pending:
+            self._forget(race)
+
+    def _forget(self, race: _Race) -> None:
+        if self._races.get(race.key) is race:
+            del self._races[race.key]
+
     def _give_up(self, race: _Race) -> None:
-        self._races = {key: one for key, one in self._races.items() if one is not race}
+        self._forget(race)
         if race.tries and race.winner is None:
             race.first.tries = race.tries
             race.first.fail(None, now_ns())
@@ -219,8 +232,10 @@ class Tracker:
     def flush(self, older_ns: int) -> None:
         """Races that nobody won and nobody runs any more are failures."""
         now = now_ns()
-        for race in list(self._races.values()):
-            if now - race.at_ns >= older_ns or len(self._races) > MAX_RACES:
+        most = _LOOKED_AT if older_ns else len(self._races)
+        for race in list(itertools.islice(self._races.values(), most)):
+            over = now - race.at_ns >= older_ns and (not race.pending or not older_ns)
+            if over or len(self._races) > MAX_RACES:
                 self._give_up(race)
 
     def ended(self, state: State, sock: Any) -> None:
@@ -233,6 +248,7 @@ class Tracker:
                     if state.race is not None:
                         state.race.pending -= 1
                     self._lost(state)
+                    self._over(state.race)
                     return
                 if sock is not None:
                     measurement.look_at(sock)

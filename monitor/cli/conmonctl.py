@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import conmon
 import monitor
+from conmon import cli
+from conmon.cli import add_probe_arguments
 from conmon.escape import printable
 from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, Parser
 from monitor.cli.say import SENTENCE_LIMIT
@@ -28,6 +30,7 @@ examples:
   conmonctl tail --failed             connections as they fail
   conmonctl show 9f0c1d2e-1a2b        one of them, drawn
   conmonctl top                       all of it, live
+  conmonctl probe https://example.org one connection, made here: no daemon, no root
   conmonctl doctor                    what conmond sees here, and what not
 """
 
@@ -73,7 +76,18 @@ def make_parser() -> Parser:
     )
     ps.add_argument("--sort", metavar="KEY", help="opened, failed, open, bytes, dns_us, "
                     "sockconn_us, tls_us, txn_resp_us, comm or pid")  # fmt: skip
-    command("conns", "connections that are open now", filters, limit)
+    conns = command("conns", "connections that are open now", filters, limit)
+    conns.add_argument(
+        "--userspace",
+        action="store_true",
+        help="as the system tells them, without a daemon (needs psutil); no latencies",
+    )
+    probed = commands.add_parser(
+        "probe",
+        help="one connection to each URL, made and timed here; needs no daemon",
+        description="Connects to each URL, asks once, and shows what each phase took.",
+    )
+    add_probe_arguments(probed)
     tail = command("tail", "records as connections end, until Ctrl-C", filters)
     tail.add_argument("--failed", action="store_true", help="failed ones alone")
     tail.add_argument("--slow", metavar="TIME", help="those with a phase of at least so long")
@@ -139,6 +153,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = make_parser().parse_args(arguments)
     if given.command in ("completion", "man"):
         return _print_made(given)
+    try:
+        if given.command == "probe":
+            return cli.probe(given)
+        if given.command == "conns" and given.userspace:
+            return cli.conns(given)
+    except conmon.ConmonError as exc:
+        return _failed(exc, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     from monitor.cli.ctl.commands import COMMANDS
 
     try:

@@ -100,6 +100,18 @@ def test_a_reader_that_goes_away_is_no_error(running):
     assert done.stderr == ""
 
 
+def test_probe_and_conns_need_no_daemon(running, tmp_path):
+    words = [sys.executable, "-m", "monitor.cli.conmonctl"]
+    done = subprocess.run([*words, "probe", "--json", "tcp://127.0.0.1:1"], cwd=ROOT,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 1
+    mine = json.loads(done.stdout)
+    (theirs,) = running.wait_for(lambda record: record["pid"] == mine["pid"])
+    assert mine["error"] == theirs["error"] == "ECONNREFUSED"
+    assert "STATE" in ctl(running, "conns", "--userspace").stdout
+    assert "scheme" not in ctl(running, "conns", "--userspace", "--json").stderr
+
+
 class Screen:
     """What top shows, read from its widgets."""
 
