@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from .ciphers import CIPHER_NAMES, cipher_name
-from .http1 import parse_heads
+from .heads import parse_heads
 from .names import DNS_NONE, DNS_OK
 from .reasons import connect_failure, lookup_failure, tls_failure
 from .record import Attempt, Record, Tcp, Tls, Turns

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from conmon.http1 import parse_heads
+from conmon.heads import parse_heads
 from conmon.names import (
     DNS_NONE,
     attempt_result,

@@ -20,6 +20,7 @@ MODULES = {
 CORE = (
     "monitor.decode", "monitor.correlate", "monitor.wire", "monitor.stats",
     "conmon.record", "conmon.names", "conmon.errors", "conmon.ciphers", "conmon.http1",
+    "conmon.heads",
 )  # fmt: skip
 # Files, processes, clocks and threads. time.strftime() and socket.inet_ntop() only compute.
 OUTSIDE = {
