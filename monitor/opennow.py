@@ -6,13 +6,14 @@ Every method is to be called with the daemon's lock held.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conmon.record import Record, Tcp
 from monitor.api.parameters import Filters
 from monitor.correlate import Clock, Correlator
-from monitor.decode import ConnPeek, conn_size, decode_conn, peek_conn
+from monitor.decode import ConnPeek, decode_conn, peek_conn
 from monitor.kernel.kernel import Kernel
 from monitor.stats import OpenConns
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenNow", "OpenRow"]
 
+_AT_A_TIME: Final = 1000
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # Numbers of include/net/tcp_states.h, in the words that ss and sock_diag's users know.
 _TCP_STATES: Final = (
@@ -38,7 +40,7 @@ class OpenRow(NamedTuple):
     """0: before the daemon."""
     sk: int
     cookie: int
-    data: bytes | OlderConn
+    older: OlderConn | None = None
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class OpenNow:
             most: how many rows are wanted.
         """
         rows = [
-            OpenRow(0, 0, 0, conn)
+            OpenRow(0, 0, conn.cookie, conn)
             for conn in self._older()
             if filters.match_process(conn.pid, conn.uid)
         ]
@@ -73,9 +75,7 @@ class OpenNow:
         for data in self.kernel.connections():
             peek = peek_conn(data)
             if peek.phase and filters.match_process(peek.pid, peek.uid):
-                seen.append(
-                    OpenRow(peek.connect_ns, peek.sk, peek.cookie, bytes(data[: conn_size(data)]))
-                )
+                seen.append(OpenRow(peek.connect_ns, peek.sk, peek.cookie))
         seen.sort(key=lambda row: row.connect_ns)
         rows += seen
         total = len(rows)
@@ -85,14 +85,23 @@ class OpenNow:
 
     def live(self, rows: list[OpenRow]) -> dict[int, LiveFigures]:
         """Return what their sockets say now, for :meth:`describe`."""
-        return self.kernel.live_figures([(row.sk, row.cookie) for row in rows if row.sk])
+        return self.kernel.live_figures([(row.sk, row.cookie) for row in rows if row.older is None])
 
-    def describe(self, row: OpenRow, live: LiveFigures | None) -> tuple[Record, str | None, bool]:
-        """Return the record, the kernel's word for its state, and whether it is older."""
-        if not isinstance(row.data, bytes):
-            conn = row.data
-            return self._older_record(conn), _tcp_state(conn.tcp_state), True
-        event = decode_conn(row.data)
+    def describe(
+        self, row: OpenRow, live: LiveFigures | None
+    ) -> tuple[Record, str | None, bool] | None:
+        """Return the record, the kernel's word for its state, and whether it is older.
+
+        None: it has ended since it was listed.
+        """
+        if row.older is not None:
+            return self._older_record(row.older), _tcp_state(row.older.tcp_state), True
+        data = self.kernel.connection(row.sk)
+        if data is None:
+            return None
+        event = decode_conn(data)
+        if event.connect_ns != row.connect_ns:
+            return None  # its memory is another's by now
         if live is None:
             return self.core.describe(event, None), _tcp_state(event.tcp_state), False
         return self.core.describe(event, _tcp_of(live)), _tcp_state(live.tcp_state), False
@@ -115,20 +124,20 @@ class OpenNow:
         starts: dict[int, int] = {}
         offset_ns = self.clock.offset_ns
         open_host = self.core.open_host
-        seen = [peek for peek in map(peek_conn, self.kernel.connections()) if peek.phase]
-        live = self.kernel.live_figures([(peek.sk, peek.cookie) for peek in seen])
-        for peek in seen:
-            host = open_host((peek.sk, peek.connect_ns))
-            key = (peek.pid, peek.start_ns, peek.comm, peek.cgroup_id, peek.uid, host)
-            group = groups.get(key)
-            if group is None:
-                starts[peek.pid] = peek.start_ns
-                group = groups[key] = self._group(peek, host)
-            group.began_ns.append(peek.connect_ns + offset_ns)
-            figures = live.get(peek.sk)
-            if figures is not None:
-                group.sent += figures.bytes_sent
-                group.received += figures.bytes_received
+        for seen in self._some_at_a_time():
+            live = self.kernel.live_figures([(peek.sk, peek.cookie) for peek in seen])
+            for peek in seen:
+                host = open_host((peek.sk, peek.connect_ns))
+                key = (peek.pid, peek.start_ns, peek.comm, peek.cgroup_id, peek.uid, host)
+                group = groups.get(key)
+                if group is None:
+                    starts[peek.pid] = peek.start_ns
+                    group = groups[key] = self._group(peek, host)
+                group.began_ns.append(peek.connect_ns + offset_ns)
+                figures = live.get(peek.sk)
+                if figures is not None:
+                    group.sent += figures.bytes_sent
+                    group.received += figures.bytes_received
         for conn in self._older():
             older_key = (conn.pid, conn.start_ticks, conn.comm, conn.cgroup_id, conn.uid)
             group = groups.get(older_key)
@@ -138,6 +147,18 @@ class OpenNow:
             group.sent += conn.bytes_sent or 0
             group.received += conn.bytes_received or 0
         return list(groups.values())
+
+    # Ten thousand at once would take megabytes.
+    def _some_at_a_time(self) -> Iterator[list[ConnPeek]]:
+        some = []
+        for data in self.kernel.connections():
+            peek = peek_conn(data)
+            if peek.phase:  # else it is being made at this moment
+                some.append(peek)
+                if len(some) == _AT_A_TIME:
+                    yield some
+                    some = []
+        yield some
 
     def _group(self, peek: ConnPeek, host: str | None) -> OpenConns:
         who = self.identities.identify(

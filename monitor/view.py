@@ -118,7 +118,11 @@ class View:
                 chunk = rows[start : start + _ROWS_AT_A_TIME]
                 live = self._open.live(chunk)
                 for row in chunk:
-                    record, tcp_state, older = self._open.describe(row, live.get(row.sk))
+                    described = self._open.describe(row, live.get(row.sk))
+                    if described is None:
+                        total -= not filters.need_record
+                        continue
+                    record, tcp_state, older = described
                     if filters.need_record:
                         if not filters.match(record):
                             continue

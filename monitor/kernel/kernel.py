@@ -144,6 +144,12 @@ class Kernel:
         slots = self.loaded.specs["live_by_slot"].max_entries
         return Live(self.loaded.programs["live_read"], self.loaded.maps["live_by_slot"], slots)
 
+    def connection(self, sk: int) -> bytes | None:
+        """Return the entry of conn_by_sk with this key; None where there is none."""
+        return bpf_syscall.lookup_element(
+            self.loaded.maps["conn_by_sk"], struct.pack("=Q", sk), CONN_BYTES
+        )
+
     def connection_by_cookie(self, cookie: int) -> bytes | None:
         """Return the entry of conn_by_sk with this socket cookie; None where there is none."""
         wanted = struct.pack("=Q", cookie)

@@ -278,7 +278,7 @@ def remove():
 
 def finish():
     sh("journalctl -b --no-pager -o short-monotonic | tail -n 400 >/var/tmp/results/boot.txt")
-    sh("tar -C /var/tmp/results -cf /dev/nvme0n3 . && sync")
+    sh("tar -C /var/tmp/results -cf /dev/nvme0n1p3 . && sync")
     sh("systemctl poweroff --force")
 
 

@@ -34,7 +34,7 @@ Description=what the tests want done
 After=multi-user.target
 [Service]
 Type=idle
-ExecStart=/bin/sh -c 'mkdir -p /run/payload && tar -xf /dev/nvme0n2 -C /run/payload && exec sh /run/payload/run'
+ExecStart=/bin/sh -c 'mkdir -p /run/payload && tar -xf /dev/nvme0n1p2 -C /run/payload && exec sh /run/payload/run'
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0
@@ -174,7 +174,7 @@ def root_image() -> Path:
         (root / "etc/hosts").write_text(
             "127.0.0.1 localhost vm\n::1 localhost\n127.0.0.1 web.test\n"
         )
-        (root / "etc/fstab").write_text("/dev/nvme0n1 / ext4 rw,noatime 0 0\n")
+        (root / "etc/fstab").write_text("/dev/nvme0n1p1 / ext4 rw,noatime 0 0\n")
         # nobody waits for these
         for unit in ("systemd-timesyncd", "apt-daily.timer", "getty@tty1", "e2scrub_reap"):
             name = unit if "." in unit else f"{unit}.service"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import struct
 import subprocess
 import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 from tests.vm.image import VmError, kernel, root_image, run
 
@@ -20,7 +21,8 @@ QEMU = (
     "-smp", "2", "-m", "2048", "-nodefaults", "-display", "none",
 )  # fmt: skip
 COMMAND_LINE = (
-    "root=/dev/nvme0n1 rw console=ttyS0 mitigations=off nokaslr quiet panic=0 systemd.show_status=0"
+    "root=/dev/nvme0n1p1 rw console=ttyS0 mitigations=off nokaslr quiet panic=0 "
+    "systemd.show_status=0"
 )
 
 
@@ -39,30 +41,18 @@ def boot(series: str, payload: dict[str, Path], results: Path, *, timeout_s: flo
     folder = kernel(series)
     payload = {**payload, "modules.tar": folder / "modules.tar"}
     with tempfile.TemporaryDirectory() as work:
-        disk_in, disk_out = Path(work) / "in.tar", Path(work) / "out.tar"
-        with tarfile.open(disk_in, "w") as archive:
+        packed, disk, console = (Path(work) / name for name in ("in.tar", "disk", "console"))
+        with tarfile.open(packed, "w") as archive:
             for name, path in payload.items():
                 archive.add(path, name)
-        with open(disk_in, "ab") as file:  # a disk is whole sectors
-            file.truncate((file.tell() + 511) // 512 * 512)
-        with open(disk_out, "wb") as file:
-            file.truncate(RESULT_BYTES)
-        console = Path(work) / "console"
+        results_at = _make_disk(disk, root_image(), packed)
         command = [
             *QEMU, "-kernel", str(folder / "vmlinuz"), "-append", COMMAND_LINE,
-            "-serial", f"file:{console}",
-            "-device", "nvme,id=disks,serial=disks",
-            *_disk(1, "root", root_image(), snapshot=True),
-            *_disk(2, "in", disk_in),
-            *_disk(3, "out", disk_out),
+            "-serial", f"file:{console}", "-drive", f"file={disk},if=none,id=disk,format=raw",
+            "-device", "nvme,drive=disk,serial=disk",
         ]  # fmt: skip
-        # the snapshot of the root file system is kept here
         machine = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "TMPDIR": work},
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         end = time.monotonic() + timeout_s
         said = b""
@@ -78,19 +68,45 @@ def boot(series: str, payload: dict[str, Path], results: Path, *, timeout_s: flo
                     raise VmError(f"{what}:\n{_tail(console)}") from exc
         if machine.returncode:
             raise VmError(f"qemu ended with {machine.returncode}: {said.decode(errors='replace')}")
-        if not tarfile.is_tarfile(disk_out):
+        written = Path(work) / "out.tar"
+        with open(disk, "rb") as file:
+            file.seek(results_at)
+            written.write_bytes(file.read(RESULT_BYTES))
+        if not any(written.read_bytes()[:512]):
             raise VmError(f"no results:\n{_tail(console)}")
-        run("tar", "-xf", disk_out, "-C", results)
+        run("tar", "-xf", written, "-C", results)
         return _tail(console, 1 << 20)
 
 
-# One controller, whose order of disks is ours to say: several are numbered as they come up.
-def _disk(number: int, name: str, path: Path, *, snapshot: bool = False) -> list[str]:
-    keep = "on" if snapshot else "off"
-    return [
-        "-drive", f"file={path},if=none,id={name},format=raw,snapshot={keep}",
-        "-device", f"nvme-ns,drive={name},bus=disks,nsid={number}",
-    ]  # fmt: skip
+# Root, payload and results are partitions: several disks are numbered as they come up.
+def _make_disk(disk: Path, root: Path, packed: Path) -> int:
+    """Write them one after the other; where the results are, in bytes."""
+    table = bytearray(512)
+    table[510:] = b"\x55\xaa"
+    at = 1 << 20
+    with open(disk, "wb") as file:
+        for number, (path, size) in enumerate(
+            ((root, root.stat().st_size), (packed, packed.stat().st_size), (None, RESULT_BYTES))
+        ):
+            sectors = (size + 511) // 512
+            struct.pack_into("<4xB3xII", table, 446 + 16 * number, 0x83, at // 512, sectors)
+            begin = at
+            if path is not None:
+                _copy(path, file, at)
+            at = (at + sectors * 512 + (1 << 20) - 1) >> 20 << 20
+        file.truncate(at)
+        file.seek(0)
+        file.write(table)
+    return begin
+
+
+def _copy(path: Path, file: IO[bytes], at: int) -> None:
+    with open(path, "rb") as source:
+        while chunk := source.read(1 << 20):
+            if any(chunk):  # what is empty stays a hole
+                file.seek(at)
+                file.write(chunk)
+            at += len(chunk)
 
 
 def _tail(console: Path, most: int = 4000) -> str:
