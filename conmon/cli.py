@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import ConmonError
+from .names import plain_address
 from .record import Record
 
 __all__ = ["add_probe_arguments", "main", "probe", "userspace_connections"]
@@ -128,20 +129,19 @@ def userspace_connections() -> list[dict[str, Any]]:
     for conn in found:
         if not conn.raddr or conn.laddr.port in listening:
             continue
-        raddr = conn.raddr.ip
-        mapped = raddr.startswith("::ffff:") and "." in raddr
+        raddr = plain_address(conn.raddr.ip)
         who = _who(psutil, conn.pid)
         record = Record(
             pid=conn.pid,
             comm=who.get("comm"),
             exe=who.get("exe"),
             uid=who.get("uid"),
-            laddr=conn.laddr.ip[7:] if mapped else conn.laddr.ip,
+            laddr=plain_address(conn.laddr.ip),
             lport=conn.laddr.port,
-            raddr=raddr[7:] if mapped else raddr,
+            raddr=raddr,
             rport=conn.raddr.port,
-            family="ipv4" if mapped or ":" not in raddr else "ipv6",
-            peer=(raddr[7:] if mapped else raddr) if conn.status != psutil.CONN_SYN_SENT else None,
+            family="ipv6" if ":" in raddr else "ipv4",
+            peer=raddr if conn.status != psutil.CONN_SYN_SENT else None,
         )
         rows.append({**record.to_dict(), "tcp_state": conn.status, "source": "psutil"})
     return rows

@@ -6,6 +6,7 @@ Source: RFC 8305 (Happy Eyeballs version 2), with one lookup for both families.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import selectors
 import socket
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConnectFailed, NotFound
 from .measure import Lookup, Measurement, now_ns
+from .reasons import IN_PROGRESS
 from .record import Record
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ __all__ = ["connect", "establish", "handshake", "measured", "open_connection", "
 ATTEMPT_DELAY_S = 0.25  # RFC 8305 section 5
 MAX_TRIED = 32  # a resolver may name any number of addresses
 DEFAULT_TIMEOUT_S = 30.0
-_IN_PROGRESS = frozenset((115, 36, 10035, 10036, 11, 35))  # EINPROGRESS and would-block, anywhere
 
 finders: list[Callable[[socket.socket], Measurement | None]] = []
 """Others who may have measured a socket, for :func:`measured`."""
@@ -123,14 +124,14 @@ def establish(
     """
     waiting = interleaved(found)
     pending: dict[socket.socket, int] = {}
-    last: OSError = TimeoutError(110, "timed out")
+    last: OSError = TimeoutError(errno.ETIMEDOUT, "timed out")
     next_ns = now_ns()
     with selectors.DefaultSelector() as selector:
         try:
             while waiting or pending:
                 at_ns = now_ns()
                 if at_ns >= deadline_ns:
-                    last = TimeoutError(110, "timed out")
+                    last = TimeoutError(errno.ETIMEDOUT, "timed out")
                     break
                 if waiting and (not pending or at_ns >= next_ns):
                     begun = _begin(measurement, waiting.pop(0), pending, selector)
@@ -190,8 +191,8 @@ def _begin(
             measurement.connected(sock)
             return sock
     except OSError as exc:
-        code = exc.errno or 5
-    if sock is not None and code in _IN_PROGRESS:
+        code = exc.errno or errno.EIO
+    if sock is not None and code in IN_PROGRESS:
         pending[sock] = number
         selector.register(sock, selectors.EVENT_WRITE)
         return None
@@ -261,7 +262,7 @@ def _wait(
     selector.modify(sock, event)
     left = (deadline_ns - now_ns()) / 1e9
     if left <= 0 or not selector.select(left):
-        raise TimeoutError(110, "timed out")
+        raise TimeoutError(errno.ETIMEDOUT, "timed out")
 
 
 # -- asyncio ------------------------------------------------------------------------------------
@@ -302,7 +303,9 @@ async def open_connection(
                     asyncio.open_connection(sock=sock, ssl=context, server_hostname=name), left
                 )
             except (OSError, asyncio.TimeoutError) as exc:
-                failure = exc if isinstance(exc, OSError) else TimeoutError(110, "timed out")
+                failure = (
+                    exc if isinstance(exc, OSError) else TimeoutError(errno.ETIMEDOUT, "timed out")
+                )
                 measurement.tls_failed(failure, now_ns(), name)
                 sock.close()
                 raise failure from exc

@@ -21,7 +21,7 @@ from typing import Any
 
 from .ciphers import CIPHER_NAMES, cipher_name
 from .heads import parse_heads
-from .names import DNS_NONE, DNS_OK
+from .names import DNS_NONE, DNS_OK, plain_address
 from .reasons import connect_failure, lookup_failure, tls_failure
 from .record import Attempt, Record, Tcp, Tls, Turns
 
@@ -32,6 +32,8 @@ now_ns = time.perf_counter_ns
 _MAX_ATTEMPTS = 64
 _HEAD = 512  # bytes of each side that tell the protocol
 _SO_COOKIE = 57
+# What an attempt without an errno of its own says in the record's ``error``, as in the daemon.
+_RESULT_ERROR = {"timeout": "ETIMEDOUT", "abandoned": "ECANCELED"}
 _TCP_INFO_BYTES = 248
 _numbers = itertools.count(1)
 
@@ -53,7 +55,7 @@ class Lookup:
     def done(self, found: Sequence[Any], at_ns: int) -> None:
         """It returned ``getaddrinfo()``'s list."""
         self.end_ns = at_ns
-        self.addresses = tuple(dict.fromkeys(_plain(entry[4][0]) for entry in found))
+        self.addresses = tuple(dict.fromkeys(plain_address(entry[4][0]) for entry in found))
 
     def failed(self, exc: OSError, at_ns: int) -> None:
         """It raised."""
@@ -113,7 +115,7 @@ class Measurement:
     def attempt(self, raddr: str, rport: int, at_ns: int) -> int:
         """connect() is called; the number is for :meth:`attempted`."""
         if len(self.tries) < _MAX_ATTEMPTS:
-            self.tries.append(_Try(_plain(raddr), rport, at_ns))
+            self.tries.append(_Try(plain_address(raddr), rport, at_ns))
         return len(self.tries) - 1
 
     def attempted(self, number: int, exc: BaseException | None, at_ns: int) -> None:
@@ -140,7 +142,7 @@ class Measurement:
         self.cookie = socket_cookie(sock)
         try:
             name = sock.getsockname()
-            self.laddr = (_plain(name[0]), name[1])
+            self.laddr = (plain_address(name[0]), name[1])
         except (OSError, IndexError, TypeError):
             self.laddr = None
 
@@ -261,7 +263,7 @@ class Measurement:
             turns = Turns(self._turn_count, self._turn_sum_ns // 1000, self._turn_max_ns // 1000)
         error = self.error
         if error is None and self.failed and last is not None:
-            error = last.error or ("ETIMEDOUT" if last.result == "timeout" else None)
+            error = last.error or _RESULT_ERROR.get(last.result or "")
         who = _process()
         return Record(
             id=self._id(),
@@ -283,7 +285,7 @@ class Measurement:
             peer=won.raddr if won else None,
             dns=lookup.addresses if lookup is not None and named else None,
             dns_us=_us(lookup.begin_ns, lookup.end_ns) if lookup is not None and named else None,
-            dns_disp=lookup.disposition if lookup is not None and named else DNS_NONE,
+            dns_disp=_dns_disp(lookup),
             dns_source=_dns_source(lookup),
             dns_age_us=_us(lookup.end_ns, first_ns)
             if lookup is not None and named and first_ns is not None
@@ -373,17 +375,16 @@ def _us(begin_ns: int | None, end_ns: int | None) -> int | None:
     return max(0, end_ns - begin_ns) // 1000
 
 
+def _dns_disp(lookup: Lookup | None) -> int | None:
+    if lookup is None:
+        return None  # C code may have looked it up
+    return DNS_NONE if lookup.literal else lookup.disposition
+
+
 def _dns_source(lookup: Lookup | None) -> str | None:
     if lookup is None:
         return None
     return "literal" if lookup.literal else "getaddrinfo"
-
-
-def _plain(address: str) -> str:
-    """IPv4 through an IPv6 socket is IPv4."""
-    if address.startswith("::ffff:") and "." in address:
-        return address[7:]
-    return address
 
 
 def _sni(name: str | None) -> str | None:

@@ -19,6 +19,7 @@ __all__ = [
     "dns_disposition",
     "eai_name",
     "errno_name",
+    "plain_address",
 ]
 
 # Linux's generic numbers: x86, Arm, RISC-V, POWER, s390. MIPS, SPARC, Alpha and PA-RISC keep
@@ -123,6 +124,13 @@ _ATTEMPT_RESULT = {
     "EACCES": "denied",  # a firewall or security module of this host
     "EPERM": "denied",
 }
+
+
+def plain_address(address: str) -> str:
+    """Return an address as it is on the wire: IPv4 through an IPv6 socket is IPv4."""
+    if address.startswith("::ffff:") and "." in address:
+        return address[7:]
+    return address
 
 
 def errno_name(number: int) -> str:

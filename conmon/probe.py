@@ -7,7 +7,7 @@ says nothing, garbage or too much. Time and memory are bounded whatever the peer
 from __future__ import annotations
 
 import base64
-import contextlib
+import errno
 import os
 import selectors
 import socket
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from .connecting import establish, handshake, look_up
 from .errors import ConmonError
 from .measure import Measurement, now_ns
+from .reasons import connect_failure
 from .record import Record
 
 __all__ = ["Probe", "Target", "UrlError", "parse_url"]
@@ -168,12 +169,12 @@ class _Exchange:
         while b"\r\n\r\n" not in head:
             data = self._receive()
             if not data:
-                raise ConnectionAbortedError(71, "the server closed before it answered")
+                raise ConnectionAbortedError(errno.EPROTO, "the server closed before it answered")
             head += data
             if not b"HTTP/1.".startswith(head[:7]) and not head.startswith(b"HTTP/1."):
-                raise OSError(71, "the answer is not HTTP")
+                raise OSError(errno.EPROTO, "the answer is not HTTP")
             if len(head) > MAX_HEAD_BYTES:
-                raise OSError(90, "the answer's headers are too long")
+                raise OSError(errno.EMSGSIZE, "the answer's headers are too long")
 
     def _ask_http2(self, target: Target) -> None:
         from h2.config import H2Configuration
@@ -199,11 +200,11 @@ class _Exchange:
             data = self._receive()
             seen += len(data)
             if not data or seen > MAX_HEAD_BYTES * 4:
-                raise OSError(71, "the server sent no HTTP/2 response")
+                raise OSError(errno.EPROTO, "the server sent no HTTP/2 response")
             try:
                 events = session.receive_data(data)
             except H2Error as exc:
-                raise OSError(71, "the answer is not HTTP/2") from exc
+                raise OSError(errno.EPROTO, "the answer is not HTTP/2") from exc
             for event in events:
                 if isinstance(event, ResponseReceived):
                     status = str(dict(event.headers or ()).get(":status", ""))
@@ -213,7 +214,7 @@ class _Exchange:
                     self._measurement.protocol = {**protocol, "method": "GET", "version": "2"}
                     return
                 if isinstance(event, (StreamEnded, StreamReset)):
-                    raise OSError(71, "the server ended the HTTP/2 stream")
+                    raise OSError(errno.EPROTO, "the server ended the HTTP/2 stream")
             reply = session.data_to_send()
             if reply:
                 self._send(reply)
@@ -247,7 +248,7 @@ class _Exchange:
         with selectors.DefaultSelector() as selector:
             selector.register(self._sock, event)
             if left <= 0 or not selector.select(left):
-                raise TimeoutError(110, "timed out")
+                raise TimeoutError(errno.ETIMEDOUT, "timed out")
 
 
 def _request(target: Target) -> bytes:
@@ -262,11 +263,6 @@ def _request(target: Target) -> bytes:
 
 
 def _error_of(exc: OSError) -> str:
-    from .reasons import connect_failure
-
     if isinstance(exc, ssl.SSLError):
         return "EPROTO"
-    names = {71: "EPROTO", 90: "EMSGSIZE"}
-    with contextlib.suppress(KeyError, TypeError):
-        return names[exc.errno]  # type: ignore[index]
     return connect_failure(exc).error or "EIO"

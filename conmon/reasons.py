@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from .names import DNS_NO_RESULT, DNS_SERVER_UNREACHABLE, EAI_NAMES, attempt_result, dns_disposition
 
-__all__ = ["Failure", "connect_failure", "lookup_failure", "tls_failure"]
+__all__ = ["IN_PROGRESS", "Failure", "connect_failure", "lookup_failure", "tls_failure"]
 
 _MACOS_EAI = {
     1: "EAI_ADDRFAMILY", 2: "EAI_AGAIN", 3: "EAI_BADFLAGS", 4: "EAI_FAIL", 5: "EAI_FAMILY",
@@ -27,6 +27,20 @@ _WINDOWS_EAI = {
     11004: "EAI_NODATA",
 }  # fmt: skip
 _CODES = {name: code for code, name in EAI_NAMES.items()}
+
+IN_PROGRESS = frozenset(
+    code
+    for code in (
+        errno.EINPROGRESS,
+        errno.EWOULDBLOCK,
+        errno.EAGAIN,
+        errno.EALREADY,
+        getattr(errno, "WSAEWOULDBLOCK", None),
+        getattr(errno, "WSAEINPROGRESS", None),
+    )
+    if code is not None
+)
+"""What a connect() that does not wait says, on any system."""
 
 # Of winerror.h: what connect() and what follows it may give.
 _WINDOWS_ERRNO = {

@@ -16,6 +16,8 @@ from collections import deque
 from typing import Any, Callable
 
 from .measure import Lookup, Measurement, is_literal, now_ns
+from .names import plain_address
+from .reasons import IN_PROGRESS
 from .record import Record
 
 __all__ = ["MAX_RACES", "State", "Tracker"]
@@ -25,18 +27,6 @@ _LOOKUP_AGE_NS = 600_000_000_000
 _SAME_RACE_NS = 10_000_000_000  # a failed attempt belongs to one that got through so soon after
 MAX_RACES = 1024
 _LOOKED_AT = 8  # of the oldest, each time a race begins
-_IN_PROGRESS = frozenset(
-    code
-    for code in (
-        errno.EINPROGRESS,
-        errno.EWOULDBLOCK,
-        errno.EAGAIN,
-        errno.EALREADY,
-        getattr(errno, "WSAEWOULDBLOCK", None),
-        getattr(errno, "WSAEINPROGRESS", None),
-    )
-    if code is not None
-)
 _FAMILIES = frozenset(
     family for family in (socket.AF_INET, getattr(socket, "AF_INET6", None)) if family is not None
 )
@@ -93,6 +83,7 @@ class Tracker:
         self._races.clear()
 
     def lookup_failed(self, lookup: Lookup, exc: Any) -> None:
+        """A name could not be looked up, so nothing was connected to."""
         with contextlib.suppress(Exception):
             lookup.failed(exc, now_ns())
             measurement = Measurement()
@@ -110,6 +101,7 @@ class Tracker:
         return (other, "process") if other is not None else None
 
     def attempt(self, sock: Any, address: Any) -> State | None:
+        """connect() is about to be called; None: not of a kind that is timed."""
         try:
             if sock.type != socket.SOCK_STREAM or sock.family not in _FAMILIES:
                 return None
@@ -120,7 +112,7 @@ class Tracker:
             at_ns = now_ns()
             state = State(Measurement())
             measurement = state.measurement
-            found = self._lookup_of(_plain(host)) if is_literal(host) else None
+            found = self._lookup_of(plain_address(host)) if is_literal(host) else None
             if found is not None:
                 measurement.looked_up(*found)
                 with self.lock:
@@ -140,11 +132,12 @@ class Tracker:
         key = (id(lookup), port)
         race = self._races.get(key)
         if race is None or now_ns() - race.at_ns > _SAME_RACE_NS or race.winner is not None:
-            self.flush(_SAME_RACE_NS)
+            self.flush()
             race = self._races[key] = _Race(key, lookup, first)
         return race
 
     def keep(self, sock: socket.socket, state: State) -> None:
+        """From now on this socket object is the connection."""
         key = id(sock)
 
         def gone(_: Any) -> None:
@@ -156,8 +149,9 @@ class Tracker:
         self.states[key] = state
 
     def attempt_returned(self, sock: Any, state: State, exc: BaseException | None) -> None:
+        """connect() returned, or raised; it may have said "in progress"."""
         with contextlib.suppress(Exception):
-            if isinstance(exc, OSError) and exc.errno in _IN_PROGRESS:
+            if isinstance(exc, OSError) and exc.errno in IN_PROGRESS:
                 return
             if isinstance(exc, OSError) and exc.errno == errno.EISCONN:
                 exc = None
@@ -176,10 +170,11 @@ class Tracker:
                     self.emit(measurement)
                     return
                 if exc is None:
-                    measurement.tries[state.number].raddr = _plain(sock.getpeername()[0])
+                    measurement.tries[state.number].raddr = plain_address(sock.getpeername()[0])
             self.decided(sock, state, exc, at_ns)
 
     def decided(self, sock: Any, state: State, exc: BaseException | None, at_ns: int) -> None:
+        """The attempt got through, or why it did not."""
         measurement, race = state.measurement, state.race
         with self.lock:
             if not state.pending:
@@ -229,16 +224,21 @@ class Tracker:
             race.first.fail(None, now_ns())
             self.emit(race.first)
 
-    def flush(self, older_ns: int) -> None:
-        """Races that nobody won and nobody runs any more are failures."""
+    def flush(self, *, all_of_them: bool = False) -> None:
+        """Races that nobody won and in which nobody runs any more are failures.
+
+        Args:
+            all_of_them: whatever their age; else those that can have no further attempt.
+        """
         now = now_ns()
-        most = _LOOKED_AT if older_ns else len(self._races)
+        most = len(self._races) if all_of_them else _LOOKED_AT
         for race in list(itertools.islice(self._races.values(), most)):
-            over = now - race.at_ns >= older_ns and (not race.pending or not older_ns)
-            if over or len(self._races) > MAX_RACES:
+            old = all_of_them or now - race.at_ns >= _SAME_RACE_NS
+            if (old and not race.pending) or len(self._races) > MAX_RACES:
                 self._give_up(race)
 
     def ended(self, state: State, sock: Any) -> None:
+        """The socket is being closed; None: it is gone already."""
         with contextlib.suppress(Exception):
             measurement = state.measurement
             with self.lock:
@@ -257,8 +257,9 @@ class Tracker:
                     and measurement.tls is None
                     and not measurement.failed
                 ):
-                    closed = ssl.SSLEOFError(8, "closed in mid-handshake")
-                    measurement.tls_failed(closed, now_ns(), None)
+                    # this program gave it up, for whatever reason
+                    given_up = OSError(errno.ECANCELED, "closed in mid-handshake")
+                    measurement.tls_failed(given_up, now_ns(), None)
                 measurement.closed(now_ns())
                 self.emit(measurement)
 
@@ -271,9 +272,3 @@ class Tracker:
         """What is known of a socket."""
         state = self.states.get(id(sock))
         return state.measurement if state is not None else None
-
-
-def _plain(address: str) -> str:
-    if address.startswith("::ffff:") and "." in address:
-        return address[7:]
-    return address

@@ -118,7 +118,7 @@ class _Watcher:
         with self._track.lock:
             if len(self._watching) == 1:
                 self._unpatch()
-            self._track.flush(0)
+            self._track.flush(all_of_them=True)
             for state in list(self._track.states.values()):
                 sock = state.ref() if state.ref is not None else None
                 if sock is not None and state.measurement.won is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from conmon.names import plain_address
 from conmon.record import Record, Tcp
 from monitor.api.parameters import Filters
 from monitor.correlate import Clock, Correlator
@@ -207,8 +208,7 @@ class OpenNow:
 
     def _older_record(self, conn: OlderConn) -> Record:
         unit, container = self.identities.unit_of(conn.cgroup_id, conn.pid)
-        mapped = conn.raddr.startswith("::ffff:") and "." in conn.raddr
-        raddr = conn.raddr[7:] if mapped else conn.raddr
+        raddr = plain_address(conn.raddr)
         return Record(
             id=f"{self.core.facts.boot}-{conn.cookie:x}",
             pid=conn.pid,
@@ -218,7 +218,7 @@ class OpenNow:
             unit=unit,
             container=container,
             netns=conn.netns,
-            laddr=conn.laddr[7:] if mapped else conn.laddr,
+            laddr=plain_address(conn.laddr),
             lport=conn.lport,
             raddr=raddr,
             rport=conn.rport,

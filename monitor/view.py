@@ -109,7 +109,8 @@ class View:
         self, rows: list[OpenRow], total: int, at: str, filters: Filters, most: int | None
     ) -> Iterator[bytes]:
         yield b'{"v":1,"at":"%s","connections":[' % at.encode()
-        if filters.need_record:
+        need_record = filters.need_record
+        if need_record:
             total = 0
         separator = b""
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
@@ -120,10 +121,10 @@ class View:
                 for row in chunk:
                     described = self._open.describe(row, live.get(row.sk))
                     if described is None:
-                        total -= not filters.need_record
+                        total -= not need_record
                         continue
                     record, tcp_state, older = described
-                    if filters.need_record:
+                    if need_record:
                         if not filters.match(record):
                             continue
                         total += 1

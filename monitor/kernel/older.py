@@ -96,7 +96,7 @@ class Older:
             found = self._run()
         except (OSError, ValueError, TypeError, subprocess.TimeoutExpired) as exc:
             self._fail(str(exc))
-            found = []
+            found = list(self._conns)  # that tells nothing of what has ended
         known = {conn.cookie for conn in self._conns}
         self._conns = tuple(conn for conn in found if self._first or conn.cookie in known)
         self._first = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -109,7 +110,12 @@ def test_probe_and_conns_need_no_daemon(running, tmp_path):
     (theirs,) = running.wait_for(lambda record: record["pid"] == mine["pid"])
     assert mine["error"] == theirs["error"] == "ECONNREFUSED"
     assert "STATE" in ctl(running, "conns", "--userspace").stdout
-    assert "scheme" not in ctl(running, "conns", "--userspace", "--json").stderr
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = socket.create_connection(server.getsockname())
+        with sock:
+            lines = ctl(running, "conns", "--userspace", "--json").stdout.splitlines()
+            (row,) = [r for r in map(json.loads, lines) if r["lport"] == sock.getsockname()[1]]
+    assert (row["source"], row["sockconn_us"]) == ("psutil", None)
 
 
 class Screen:

@@ -80,9 +80,11 @@ def wait_for(what, seconds=10.0):
 
 
 def test_live_figures_are_what_the_socket_says():
+    early, early_far = pair()
     daemon = Daemon("--json")
     client = conmon.Daemon(daemon.socket)
-    time.sleep(1)  # those of other tests are listed by now
+    # other tests' sockets are listed once one is that was there before
+    assert wait_for(lambda: row_of(client, cookie(early)))
     before_all = totals(client)
     near, far = pair()
     other, other_far = pair(socket.AF_INET6, "::1")
@@ -112,7 +114,7 @@ def test_live_figures_are_what_the_socket_says():
         assert row["tcp"]["bytes_received"] == 333
         assert grown(totals(client), before_all) == (2, 2, 70_018, 333)
     finally:
-        for sock in (near, far, other, other_far):
+        for sock in (near, far, other, other_far, early, early_far):
             sock.close()
         daemon.stop()
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,12 +11,7 @@ import pytest
 
 from tests.lab.daemon import Daemon
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(
-        shutil.which("systemd-analyze") is None, reason="needs systemd-analyze, of systemd"
-    ),
-]
+pytestmark = pytest.mark.kernel("systemd-analyze")
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "systemd/conmond.service"

@@ -167,6 +167,7 @@ def test_a_missing_file_says_what_is_needed(tmp_path) -> None:
         Btf.load(tmp_path / "none")
 
 
+# plain pytest runs on other systems, too; make test has it
 real = pytest.mark.skipif(not os.access(VMLINUX, os.R_OK), reason="this kernel has no BTF")
 
 WANTED = {
@@ -204,6 +205,7 @@ def test_this_kernel_has_every_field_we_read() -> None:
 
 
 @real
+# plain pytest needs no set-up; make test installs it
 @pytest.mark.skipif(not shutil.which("bpftool"), reason="bpftool is not installed")
 def test_bpftool_finds_the_same_offsets() -> None:
     dump = subprocess.run(

@@ -158,7 +158,7 @@ class Compiled:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     if not shutil.which("gcc"):
-        pytest.skip("gcc is not installed")
+        pytest.skip("gcc is not installed")  # plain pytest needs no set-up; make test installs it
     return Compiled(tmp_path_factory.mktemp("event"))
 
 

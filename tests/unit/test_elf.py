@@ -27,6 +27,7 @@ GO_NOTE = """
 asm(".section .note.go.buildid,\\"a\\",@note\\n"
     ".long 4, 8, 4\\n.ascii \\"Go\\\\0\\\\0\\"\\n.ascii \\"buildid0\\"\\n.previous");
 """
+# plain pytest needs no set-up; make test installs it
 needs_cc = pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed")
 
 
@@ -71,6 +72,7 @@ def expected_offset(path: str | os.PathLike, name: str, *options: str) -> int:
     raise AssertionError(f"{name} is in no executable segment")
 
 
+# plain pytest needs no set-up; make test installs it
 @pytest.mark.skipif(not shutil.which("nm"), reason="binutils are not installed")
 @pytest.mark.parametrize(
     ("library", "name"),
@@ -83,7 +85,7 @@ def expected_offset(path: str | os.PathLike, name: str, *options: str) -> int:
 def test_exported_functions_stand_where_nm_says(library: str, name: str) -> None:
     path = find_library(library)
     if path is None:
-        pytest.skip(f"{library} is not installed")
+        pytest.skip(f"{library} is not installed")  # any machine has one of them
     found = look(path)
     assert found.symbols == {name: expected_offset(path, name, "-D")}
     assert (found.machine, found.bits, found.is_go) == (os.uname().machine, 64, False)

@@ -167,7 +167,15 @@ def test_a_request_has_its_record(program, tls, plain, secure, authority):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_refused_rejected_and_nameless(program, secure, authority):
+def test_refused_rejected_and_nameless(program, secure, authority, monkeypatch):
+    resolve = _socket.getaddrinfo
+
+    def no_such_name(host, *rest):  # nothing is asked outside this machine
+        if host in ("none.invalid", b"none.invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *rest)
+
+    monkeypatch.setattr(_socket, "getaddrinfo", no_such_name)
     with conmon.watch() as records:
         for url in ("http://localhost:1/", secure, "http://none.invalid/"):
             if program is by_streams and "none" in url:
@@ -346,3 +354,50 @@ def test_the_sitecustomize_that_was_there_still_is(plain, tmp_path):
     (tmp_path / "main.py").write_text(code)
     done = run(tmp_path / "main.py", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert done.stdout == "True\n"
+
+
+def test_an_address_that_nobody_was_seen_to_look_up(plain):
+    port = int(plain.rsplit(":", 1)[1].strip("/"))
+    with conmon.watch() as records, socket.socket() as sock:
+        sock.connect(("127.0.0.1", port))
+    (record,) = records
+    assert (record.host, record.dns_disp, record.dns_source) == (None, None, None)
+
+
+def test_a_handshake_that_the_program_gives_up_is_not_laid_on_the_server():
+    with socket.create_server(("127.0.0.1", 0)) as silent, conmon.watch() as records:
+        sock = socket.create_connection(silent.getsockname())
+        sock.setblocking(False)
+        context = ssl.create_default_context()
+        secured = context.wrap_socket(
+            sock, server_hostname="localhost", do_handshake_on_connect=False
+        )
+        with pytest.raises(ssl.SSLWantReadError):
+            secured.do_handshake()
+        secured.close()
+    (record,) = records
+    assert (record.state, record.tls.result, record.error) == ("failed", "failed", "ECANCELED")
+
+
+def test_the_end_of_an_inner_watch_does_not_end_a_race_under_way(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+                 for address in ("127.9.9.9", "127.0.0.1")]  # fmt: skip
+        monkeypatch.setattr(_socket, "getaddrinfo", lambda *_: found)
+        with conmon.watch() as outer:
+            first, second = socket.socket(), socket.socket()
+            socket.getaddrinfo("two.example", port)
+            second.setblocking(False)
+            assert second.connect_ex(("127.0.0.1", port)) != 0  # in progress
+            with pytest.raises(ConnectionRefusedError):
+                first.connect(("127.9.9.9", port))
+            with conmon.watch() as inner:
+                pass
+            second.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            first.close()
+            second.close()
+    assert inner == []
+    (record,) = outer
+    assert record.state == "closed"
+    assert sorted(one.result for one in record.attempts) == ["ok", "refused"]
