@@ -142,6 +142,14 @@ class Bench:
             daemon.settle()
             _say("after they have closed", f"{daemon.pss_bytes() / _MB:.1f} MB")
 
+    def asked(self) -> None:
+        """What answers take, and cost, while much is open and much ends."""
+        from bench.asked import measure
+
+        print(f"{_HELD:,} connections open, 2,000 a second ending, history on (aim: 100 ms, 45 MB)")
+        for label, text in measure(self._load, self._folder, _HELD):
+            _say(label, text)
+
     def programs(self) -> None:
         """Nanoseconds per run of each BPF program."""
         print("BPF programs, by the kernel's statistics: plain and HTTPS connections")
@@ -280,8 +288,8 @@ class Bench:
             _say(label, text)
 
 
-_PARTS: Final = ("ready", "memory", "programs", "collector", "rate", "throughput", "https",
-                 "history", "watch")  # fmt: skip
+_PARTS: Final = ("ready", "memory", "asked", "programs", "collector", "rate", "throughput",
+                 "https", "history", "watch")  # fmt: skip
 
 
 def _describe_machine() -> None:

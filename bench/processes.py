@@ -69,7 +69,10 @@ class Conmond:
 
 @contextmanager
 def conmond(
-    *options: str, stdout: IO[bytes] | int = subprocess.DEVNULL, cache: Path | None = None
+    *options: str,
+    stdout: IO[bytes] | int = subprocess.DEVNULL,
+    cache: Path | None = None,
+    history: bool = False,
 ) -> Iterator[Conmond]:
     """Run conmond; in the block it is ready, after it it has ended.
 
@@ -77,12 +80,17 @@ def conmond(
         options: of its command line.
         stdout: where records go.
         cache: where it keeps compiled programs; None is where it always does.
+        history: keep one, in the ``--state-dir`` among the options.
     Raises:
         BenchError: it did not start, or ended with an error.
     """
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "monitor.cli.conmond", "--no-history", *options],
+        [
+            *(sys.executable, "-m", "monitor.cli.conmond"),
+            *(() if history else ("--no-history",)),
+            *options,
+        ],
         cwd=_ROOT,
         env=os.environ if cache is None else {**os.environ, "CACHE_DIRECTORY": str(cache)},
         stdin=subprocess.DEVNULL,

@@ -7,6 +7,7 @@ would cost more than the event; the kernel side wakes the loop itself when a bur
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import select
@@ -29,6 +30,7 @@ from monitor.cli.say import say
 from monitor.correlate import Clock, Correlator, Facts, Lost
 from monitor.correlate.text import address_key
 from monitor.decode import (
+    CONN_BYTES,
     ConnEvent,
     ConnFlag,
     ExecEvent,
@@ -37,7 +39,7 @@ from monitor.decode import (
     conn_size,
     decode,
     decode_conn,
-    peek_conn,
+    peek_conns,
 )
 from monitor.errors import DecodeError
 from monitor.history import History
@@ -66,6 +68,7 @@ _SWEEP_NS: Final = 1_000_000_000
 _CALLING_NS: Final = 1_000_000_000
 # Processes whose start is remembered for their records, which may come a moment after their end.
 _MAX_STARTS: Final = 16_384
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 
 
 def run(options: Options, out: RecordSink) -> int:
@@ -80,6 +83,7 @@ def run(options: Options, out: RecordSink) -> int:
         MonitorError: it cannot start; one sentence.
     """
     _raise_descriptor_limit()
+    _keep_memory_low()
     with _signals() as stop:
         kernel = Kernel.open()
         try:
@@ -97,6 +101,15 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# glibc keeps an arena for each thread and lets what it keeps grow with the largest piece ever
+# asked for; one arena, and large pieces mapped by themselves, save 3 of 50 MB under load.
+def _keep_memory_low() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 64 << 10)):
+            mallopt(parameter, value)
 
 
 @dataclass(slots=True)
@@ -419,18 +432,20 @@ class Daemon:
         wanted: list[tuple[int, bytes]] = []
         others = []
         stuck = []
-        for data in self.kernel.connections():
-            seen = peek_conn(data)
-            key = (seen.sk, seen.connect_ns)
-            process = (seen.pid, seen.start_ns)
-            if seen.phase == Phase.CALLING and now_ns - seen.connect_ns > _CALLING_NS:
-                stuck.append(decode_conn(data))
-            elif seen.phase == 0:
-                continue  # being made at this moment
-            elif self._core.wants(key, process, established=seen.established_ns != 0):
-                wanted.append((seen.connect_ns, bytes(data[: conn_size(data)])))
-            else:
-                others.append(key)
+        wants = self._core.wants
+        for batch in self.kernel.connection_batches():
+            for i, fields in enumerate(peek_conns(batch)):
+                start_ns, _, _, _, pid, _, _, sk, _, connect_ns, established_ns, phase = fields
+                key = (sk, connect_ns)
+                if phase == Phase.CALLING and now_ns - connect_ns > _CALLING_NS:
+                    stuck.append(decode_conn(batch[i * CONN_BYTES :]))
+                elif phase == 0:
+                    continue  # being made at this moment
+                elif wants(key, (pid, start_ns), established=established_ns != 0):
+                    data = batch[i * CONN_BYTES : (i + 1) * CONN_BYTES]
+                    wanted.append((connect_ns, bytes(data[: conn_size(data)])))
+                else:
+                    others.append(key)
         # events of connections that ended while the map was read
         self._read_ring()
         wanted.sort(key=lambda conn: conn[0])

@@ -7,13 +7,14 @@ long to make, and one is made for every connection of the host (docs/design/001)
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from monitor.errors import DecodeError
 
 __all__ = [
+    "CONN_BYTES",
     "COUNTERS",
     "Answer",
     "ConnEvent",
@@ -35,7 +36,7 @@ __all__ = [
     "conn_size",
     "decode",
     "decode_conn",
-    "peek_conn",
+    "peek_conns",
 ]
 
 
@@ -304,11 +305,16 @@ _EXEC: Final = struct.Struct("=QII")
 _EXIT: Final = struct.Struct("=QQII")
 _DNS: Final = struct.Struct("=QQHBBI")
 
-# struct task_info but for tid, ppid and netns; then sk, cookie, connect_ns, established_ns
-_PEEK: Final = struct.Struct("=QQQII 8x I 4x 16s QQQQ")
 _PHASE_AT: Final = struct.calcsize("=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH")
 
 _LOG_LEN_AT: Final = _PHASE_AT + 8
+
+CONN_BYTES: Final = 656  # sizeof(struct conn_event), padding included
+# struct task_info but for tid, ppid and netns; then sk, cookie, connect_ns, established_ns
+_PEEK_HEAD: Final = f"={_HEADER.size}x QQQII 8x I 4x 16s QQQQ"
+_PEEK: Final = struct.Struct(
+    f"{_PEEK_HEAD} {_PHASE_AT - struct.calcsize(_PEEK_HEAD)}x B {CONN_BYTES - _PHASE_AT - 1}x"
+)
 
 _AFTER_TASK: Final = _HEADER.size + _TASK.size
 _PATH_LEN: Final = 256
@@ -366,12 +372,18 @@ class ConnPeek(NamedTuple):
     phase: int
 
 
-def peek_conn(data: memoryview) -> ConnPeek:
-    """Read only what tells whether the whole is worth decoding; a tenth of its cost.
+def peek_conns(data: memoryview) -> Iterator[tuple[Any, ...]]:
+    """Read only what tells whether the whole is worth decoding, of many side by side.
+
+    Args:
+        data: entries of the map ``conn_by_sk``, ``CONN_BYTES`` each.
+    Returns:
+        The fields of a :class:`ConnPeek` each; not yet one, for a host may have tens of thousands
+        and this takes a twentieth of decoding them.
 
     Source: bpf/event.h.
     """
-    return ConnPeek._make((*_PEEK.unpack_from(data, _HEADER.size), data[_PHASE_AT]))
+    return _PEEK.iter_unpack(data)
 
 
 def _lookup(data: memoryview) -> LookupEvent:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conmon.names import plain_address
 from conmon.record import Record, Tcp
 from monitor.api.parameters import Filters
 from monitor.correlate import Clock, Correlator
-from monitor.decode import ConnPeek, decode_conn, peek_conn
+from monitor.decode import ConnPeek, decode_conn, peek_conns
 from monitor.kernel.kernel import Kernel
 from monitor.stats import OpenConns
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenNow", "OpenRow"]
 
-_AT_A_TIME: Final = 1000
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # Numbers of include/net/tcp_states.h, in the words that ss and sock_diag's users know.
 _TCP_STATES: Final = (
@@ -72,17 +72,22 @@ class OpenNow:
             for conn in self._older()
             if filters.match_process(conn.pid, conn.uid)
         ]
-        seen = []
-        for data in self.kernel.connections():
-            peek = peek_conn(data)
-            if peek.phase and filters.match_process(peek.pid, peek.uid):
-                seen.append(OpenRow(peek.connect_ns, peek.sk, peek.cookie))
-        seen.sort(key=lambda row: row.connect_ns)
-        rows += seen
         total = len(rows)
-        if most is not None and not filters.need_record:
+
+        def seen() -> Iterator[tuple[int, int, int]]:
+            nonlocal total
+            for batch in self.kernel.connection_batches():
+                for _, _, _, _, pid, uid, _, sk, cookie, connect_ns, _, phase in peek_conns(batch):
+                    if phase and filters.match_process(pid, uid):
+                        total += 1
+                        yield connect_ns, sk, cookie
+
+        if most is None or filters.need_record:
+            oldest = sorted(seen())
+        else:
             del rows[most:]
-        return rows, total
+            oldest = nsmallest(most - len(rows), seen())  # not all ten thousand are kept
+        return rows + [OpenRow(*row) for row in oldest], total
 
     def live(self, rows: list[OpenRow]) -> dict[int, LiveFigures]:
         """Return what their sockets say now, for :meth:`describe`."""
@@ -125,20 +130,23 @@ class OpenNow:
         starts: dict[int, int] = {}
         offset_ns = self.clock.offset_ns
         open_host = self.core.open_host
-        for seen in self._some_at_a_time():
-            live = self.kernel.live_figures([(peek.sk, peek.cookie) for peek in seen])
-            for peek in seen:
-                host = open_host((peek.sk, peek.connect_ns))
-                key = (peek.pid, peek.start_ns, peek.comm, peek.cgroup_id, peek.uid, host)
+        for batch in self.kernel.connection_batches():
+            seen = [
+                fields for fields in peek_conns(batch) if fields[11]
+            ]  # else being made at this moment
+            live = self.kernel.live_bytes([(fields[7], fields[8]) for fields in seen])
+            live += [(0, 0)] * (len(seen) - len(live))
+            for fields, (sent, received) in zip(seen, live, strict=True):
+                start_ns, cgroup_id, _, _, pid, uid, comm, sk, _, connect_ns, _, _ = fields
+                host = open_host((sk, connect_ns))
+                key = (pid, start_ns, comm, cgroup_id, uid, host)
                 group = groups.get(key)
                 if group is None:
-                    starts[peek.pid] = peek.start_ns
-                    group = groups[key] = self._group(peek, host)
-                group.began_ns.append(peek.connect_ns + offset_ns)
-                figures = live.get(peek.sk)
-                if figures is not None:
-                    group.sent += figures.bytes_sent
-                    group.received += figures.bytes_received
+                    starts[pid] = start_ns
+                    group = groups[key] = self._group(ConnPeek._make(fields), host)
+                group.began_ns.append(connect_ns + offset_ns)
+                group.sent += sent
+                group.received += received
         for conn in self._older():
             older_key = (conn.pid, conn.start_ticks, conn.comm, conn.cgroup_id, conn.uid)
             group = groups.get(older_key)
@@ -148,18 +156,6 @@ class OpenNow:
             group.sent += conn.bytes_sent or 0
             group.received += conn.bytes_received or 0
         return list(groups.values())
-
-    # Ten thousand at once would take megabytes.
-    def _some_at_a_time(self) -> Iterator[list[ConnPeek]]:
-        some = []
-        for data in self.kernel.connections():
-            peek = peek_conn(data)
-            if peek.phase:  # else it is being made at this moment
-                some.append(peek)
-                if len(some) == _AT_A_TIME:
-                    yield some
-                    some = []
-        yield some
 
     def _group(self, peek: ConnPeek, host: str | None) -> OpenConns:
         who = self.identities.identify(

@@ -24,7 +24,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from conmon.names import AI_NUMERICHOST, EAI_AGAIN
@@ -119,7 +119,7 @@ class _Open:
     trial: _Trial
     join: Join | None = None
     joined: bool = False
-    earlier: list[ConnEvent] = field(default_factory=list)
+    earlier: tuple[ConnEvent, ...] = ()
     announced: bool = False
     missing: int = 0
 
@@ -273,7 +273,7 @@ class Correlator:
             if (conn.pid, conn.start_ns) in self._lookups:
                 found = self._lookups.join(conn, sni=self._sni(conn))
             join = None if isinstance(found, Ambiguous) else found or self._wire_join(conn)
-        record = self._record(conn, join, tuple(opened.earlier) if opened is not None else ())
+        record = self._record(conn, join, opened.earlier if opened is not None else ())
         return record._replace(tcp=tcp) if tcp is not None and conn.established_ns else record
 
     def open_host(self, key: Key) -> str | None:
@@ -481,7 +481,7 @@ class Correlator:
             return
         for opened in self._open.values():
             if opened.join is not None and opened.trial.established_ns:
-                opened.earlier += self._take_attempts(opened.trial, opened.join)
+                opened.earlier += tuple(self._take_attempts(opened.trial, opened.join))
 
     def _expire(self, now_ns: int) -> list[Record]:
         records = []
@@ -516,7 +516,7 @@ class Correlator:
             if opened is None or not opened.joined:
                 continue
             opened.announced = True
-            records.append(self._record(conn, opened.join, tuple(opened.earlier)))
+            records.append(self._record(conn, opened.join, opened.earlier))
         return records
 
     def _process_ended(self, event: ExitEvent) -> None:

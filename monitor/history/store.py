@@ -377,7 +377,7 @@ class History:
             database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of new files alone
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
-            database.execute("PRAGMA cache_size = -2048")
+            database.execute("PRAGMA cache_size = -1024")
             database.execute("PRAGMA journal_size_limit = 8388608")
             migrate(database)
             self._dictionary = read_dictionary(database)

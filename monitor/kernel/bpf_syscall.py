@@ -44,10 +44,15 @@ _MAP_LOOKUP_BATCH: Final = 24
 _LINK_CREATE: Final = 28
 _ENABLE_STATS: Final = 32
 
+_SHORT: Final = (_MAP_LOOKUP_ELEM, _MAP_DELETE_ELEM, _MAP_LOOKUP_BATCH, _PROG_TEST_RUN)
+
 _VERIFIER_LOG: Final = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+# Keeps the interpreter's lock, which takes up to 5 ms to get back, in calls of some microseconds.
+_libc_held = ctypes.PyDLL(None, use_errno=True)
+_libc_held.syscall.restype = ctypes.c_long
 
 
 def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
@@ -61,7 +66,8 @@ def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
     Raises:
         OSError: with the kernel's errno.
     """
-    result: int = _libc.syscall(
+    libc = _libc_held if command in _SHORT else _libc
+    result: int = libc.syscall(
         ctypes.c_long(_SYS_BPF),
         ctypes.c_int(command),
         ctypes.byref(attributes),
@@ -251,10 +257,14 @@ class MapBatch:
             SourceError: the map cannot be read.
         """
         size = self._value_size
+        for view in self.read_batches():
+            for at in range(0, len(view), size):
+                yield view[at : at + size]
+
+    def read_batches(self) -> Iterator[memoryview]:
+        """As :meth:`read`, but yield as many values at a time as the kernel gave, side by side."""
         for count in self._batches():
-            view = memoryview(self._values).cast("B")
-            for i in range(count):
-                yield view[i * size : (i + 1) * size]
+            yield memoryview(self._values).cast("B")[: count * self._value_size]
 
     def count(self) -> int:
         """Return how many elements there are.

@@ -6,11 +6,11 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from monitor.decode import COUNTERS
+from monitor.decode import CONN_BYTES, COUNTERS
 from monitor.errors import LoadError, MonitorError
 from monitor.kernel import bpf_syscall
 from monitor.kernel.attach import Attached, attach
@@ -23,7 +23,6 @@ from monitor.kernel.ring import Ring
 __all__ = ["RING_BYTES", "Kernel"]
 
 RING_BYTES: Final = 4 << 20
-CONN_BYTES: Final = 656  # sizeof(struct conn_event)
 COOKIE_AT: Final = 80  # offsetof(struct conn_event, cookie)
 LOST_COUNTERS: Final = (
     "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "lost_dns",
@@ -120,6 +119,10 @@ class Kernel:
         """Yield every entry of conn_by_sk, a struct conn_event each."""
         return self._conns.read()
 
+    def connection_batches(self) -> Iterator[memoryview]:
+        """Yield every entry of conn_by_sk, many side by side, each of CONN_BYTES."""
+        return self._conns.read_batches()
+
     def live_figures(self, sockets: Sequence[tuple[int, int]]) -> dict[int, LiveFigures]:
         """What open sockets say of themselves, by address; of those that are gone nothing.
 
@@ -128,15 +131,24 @@ class Kernel:
         Returns:
             Nothing at all where this kernel cannot tell: ``live_failed`` then says why.
         """
+        return dict(self._read_live(sockets, Live.read))
+
+    def live_bytes(self, sockets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Payload bytes sent and received of each of the same sockets, in their order; empty
+        where this kernel cannot tell.
+        """
+        return list(self._read_live(sockets, Live.read_bytes))
+
+    def _read_live(self, sockets: Sequence[tuple[int, int]], how: Callable[..., Any]) -> Any:
         if self.live_failed is not None:
-            return {}
+            return ()
         try:
             if self._live is None:
                 self._live = self._open_live()
-            return self._live.read(sockets)
+            return how(self._live, sockets)
         except MonitorError as exc:
             self.live_failed = f"{exc}; not seen: the TCP figures of open connections"
-            return {}
+            return ()
 
     def _open_live(self) -> Live:
         if "live_read" in self.loaded.failed:

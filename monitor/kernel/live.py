@@ -11,8 +11,8 @@ import ctypes
 import mmap
 import os
 import struct
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from monitor.errors import SourceError
 from monitor.kernel import bpf_syscall
@@ -71,15 +71,37 @@ class Live:
             SourceError: the kernel does not run programs on request (before 5.10).
         """
         found: dict[int, LiveFigures] = {}
-        for start in range(0, len(sockets), self._slots):
-            self._read_some(sockets[start : start + self._slots], found)
+        for (sk, cookie), (seen, sent, received, *rest) in self._rows(sockets):
+            if cookie and seen == cookie:
+                found[sk] = LiveFigures(sent, received - _fin(received, rest[3]), *rest)
         return found
+
+    def read_bytes(self, sockets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return the payload bytes that each has sent and received, in their order; 0 and 0 of
+        those that are gone. A third of the cost of :meth:`read`.
+
+        Args, Raises: as there.
+        """
+        return [
+            (sent, received - _fin(received, state)) if cookie and seen == cookie else (0, 0)
+            for (_, cookie), (seen, sent, received, _, _, _, state) in self._rows(sockets)
+        ]
 
     def close(self) -> None:
         """Unmap."""
         self._memory.close()
 
-    def _read_some(self, sockets: Sequence[tuple[int, int]], found: dict[int, LiveFigures]) -> None:
+    # Each socket with the fields of its struct live_figures.
+    def _rows(
+        self, sockets: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], tuple[Any, ...]]]:
+        for start in range(0, len(sockets), self._slots):
+            some = sockets[start : start + self._slots]
+            self._read_some(some)
+            rows = _FIGURES.iter_unpack(self._memory[: len(some) * _FIGURES.size])
+            yield from zip(some, rows, strict=True)
+
+    def _read_some(self, sockets: Sequence[tuple[int, int]]) -> None:
         for start in range(0, len(sockets), _KEYS):
             keys = [sk for sk, _ in sockets[start : start + _KEYS]]
             keys += [0] * (_KEYS - len(keys))
@@ -88,12 +110,8 @@ class Live:
                 bpf_syscall.run_program(self._program, self._context)
             except OSError as exc:
                 raise SourceError(f"cannot read the figures of sockets: {exc.strerror}") from exc
-        rows = _FIGURES.iter_unpack(self._memory[: len(sockets) * _FIGURES.size])
-        for (sk, cookie), (seen, sent, received, *rest) in zip(sockets, rows, strict=True):
-            if not cookie or seen != cookie:
-                continue
-            state = rest[3]
-            # The kernel counts a received FIN as one byte (tcp_rcv_nxt_update).
-            if received and state in (_CLOSE_WAIT, _LAST_ACK, _CLOSING):
-                received -= 1
-            found[sk] = LiveFigures(sent, received, *rest)
+
+
+# The kernel counts a received FIN as one byte (tcp_rcv_nxt_update).
+def _fin(received: int, state: int) -> bool:
+    return received > 0 and state in (_CLOSE_WAIT, _LAST_ACK, _CLOSING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ class OpenConns:
     container: str | None
     uid: int | None
     host: str | None
-    began_ns: list[int] = field(default_factory=list)
+    began_ns: array[int] = field(default_factory=lambda: array("q"))
     """When each began, nanoseconds since 1970; 0: before the daemon."""
     sent: int = 0
     """Payload bytes so far, of those that it is known of."""

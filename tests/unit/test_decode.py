@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from monitor import decode as decoder
 from monitor.decode import (
+    CONN_BYTES,
     COUNTERS,
     ConnEvent,
     ConnFlag,
+    ConnPeek,
     DnsEvent,
     ExecEvent,
     ExitEvent,
@@ -34,10 +36,9 @@ from monitor.decode import (
     Task,
     decode,
     decode_conn,
-    peek_conn,
+    peek_conns,
 )
 from monitor.errors import DecodeError
-from monitor.kernel.kernel import CONN_BYTES
 
 BPF = Path(__file__).resolve().parents[2] / "bpf"
 HEADER = re.sub(r"/\*.*?\*/", "", (BPF / "event.h").read_text(), flags=re.DOTALL)
@@ -186,8 +187,10 @@ def test_every_field_of_a_conn_event_is_read_from_its_place(compiled: Compiled) 
     assert got == {**without(expected), **task}
     raw = compiled.run("conn_event")
     assert decode_conn(raw) == event
-    peek = peek_conn(memoryview(raw))
-    assert peek._asdict() == {name: getattr(event, name) for name in peek._fields}
+    peek = tuple(getattr(event, name) for name in ConnPeek._fields if name != "comm")
+    for fields in peek_conns(memoryview(raw.ljust(CONN_BYTES, b"\0") * 2)):
+        assert (*fields[:6], *fields[7:]) == peek
+        assert fields[6].rstrip(b"\0") == event.comm
 
 
 def test_every_field_of_a_lookup_is_read_from_its_place(compiled: Compiled) -> None:
