@@ -1,67 +1,94 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * DNS messages on UDP port 53, whole. They name a connection where nothing
- * better is known: the resolver's own process, and a program whose C library
- * was not probed yet when it asked. Parsed in user space.
+ * What passes between a process and port 53, whole. It names a connection
+ * where nothing better is known: the resolver's own process, and a program
+ * whose C library was not probed yet when it asked. Parsed in user space.
  */
 #include "event.h"
 #include "kernel_fields.h"
 #include "maps.h"
 
-#define IPPROTO_UDP 17
-#define DNS_PORT    53
-#define UDP_HEADER  8
-#define DNS_HEADER  12
+#define DNS_PORT   53
+#define DNS_HEADER 12
 
-static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
+static __always_inline void fill_dns(struct dns_event *e, u64 sk, u32 seq, u32 len, u32 flags)
 {
-	struct dns_event *e;
-	u32 offset, len;
-	u8 ip[8];
-	u8 udp[8];
-	u8 next;
-	u16 port;
+	u64 thread = read_task_key();
+	u32 pid = thread >> 32;
 
-	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
-		return;
-	if (ip[0] >> 4 == 4) {
-		offset = (ip[0] & 15) * 4;
-		if (bpf_skb_load_bytes(skb, 9, &next, 1))
-			return;
-	} else {
-		offset = 40;
-		next = ip[6];
-	}
-	if (next != IPPROTO_UDP || bpf_skb_load_bytes(skb, offset, udp, sizeof(udp)))
-		return;
-	port = rx ? (u16)udp[0] << 8 | udp[1] : (u16)udp[2] << 8 | udp[3];
-	offset += UDP_HEADER;
-	if (port != DNS_PORT || skb->len < offset + DNS_HEADER)
-		return;
-	len = skb->len - offset;
-	e = events.ringbuf_reserve(sizeof(*e));
-	if (!e)
-		e = events.ringbuf_reserve(sizeof(*e));
-	if (!e) {
-		count(COUNT_LOST_DNS);
-		return;
-	}
 	__builtin_memset(&e->task, 0, sizeof(e->task));
-	if (!rx)
+	if (!(flags & DNS_RECEIVED)) {
 		read_task(&e->task);
+		if (lookup_by_thread.lookup(&thread))
+			flags |= DNS_INSIDE;
+		if (dns_server_by_pid.lookup(&pid))
+			flags |= DNS_SERVER;
+	}
 	e->header.kind = EVENT_DNS;
+	e->header.size = __builtin_offsetof(struct dns_event, data) + len;
 	e->sk = sk;
 	e->ts_ns = bpf_ktime_get_ns();
-	e->received = rx;
-	e->cut = len > DNS_MAX;
-	e->pad = 0;
-	if (len > DNS_MAX)
-		len = DNS_MAX;
 	e->len = len;
-	e->header.size = __builtin_offsetof(struct dns_event, data) + len;
-	len -= 1;
-	BOUND(len, DNS_MAX - 1);
-	if (bpf_skb_load_bytes(skb, offset, e->data, len + 1))
+	e->flags = flags;
+	e->seq = seq;
+}
+
+/* Hand over len bytes at offset in this packet, or as many as fit. */
+static __always_inline void submit_dns(struct __sk_buff *skb, u64 sk, u32 seq, u32 offset, u32 len,
+				       u32 flags)
+{
+	const u32 fixed = __builtin_offsetof(struct dns_event, data);
+	struct dns_event *e;
+	u32 less_one;
+	long failed;
+
+	if (!len)
+		return;
+	if (len > DNS_MAX) {
+		len = DNS_MAX;
+		flags |= DNS_CUT;
+	}
+	less_one = len - 1;
+	if (len <= DNS_SMALL) {
+		e = events.ringbuf_reserve(fixed + DNS_SMALL);
+		if (!e)
+			e = events.ringbuf_reserve(fixed + DNS_SMALL);
+		if (!e) {
+			count(COUNT_LOST_DNS);
+			return;
+		}
+		fill_dns(e, sk, seq, len, flags);
+		BOUND(less_one, DNS_SMALL - 1);
+		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
+	} else {
+		e = events.ringbuf_reserve(sizeof(*e));
+		if (!e)
+			e = events.ringbuf_reserve(sizeof(*e));
+		if (!e) {
+			count(COUNT_LOST_DNS);
+			return;
+		}
+		fill_dns(e, sk, seq, len, flags);
+		BOUND(less_one, DNS_MAX - 1);
+		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
+	}
+	if (failed)
 		e->len = 0;
 	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+/* A datagram from one port to another: payload of len bytes at offset. */
+static __always_inline void dns_datagram(struct __sk_buff *skb, u64 sk, u16 sport, u16 dport,
+					 u32 offset, u32 len, bool rx)
+{
+	if (len < DNS_HEADER)
+		return;
+	if (!rx && sport == DNS_PORT) {
+		u32 pid = read_task_key() >> 32;
+		u8 one = 1;
+
+		dns_server_by_pid.update(&pid, &one);
+	}
+	if ((rx ? sport : dport) == DNS_PORT)
+		submit_dns(skb, sk, 0, offset, len, rx ? DNS_RECEIVED : 0);
 }

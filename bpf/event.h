@@ -28,7 +28,8 @@
 #define ANSWER_SMALL   8   /* ... in the small form that most lookups fit; likewise */
 #define HELLO_MAX      4096
 #define HELLO_SMALL    1024 /* the usual padded ClientHello is 517 bytes; powers of two */
-#define DNS_MAX        1024 /* of a message; a power of two */
+#define DNS_MAX        4096 /* of a message; a power of two */
+#define DNS_SMALL      512  /* ... in the small form that most messages fit; likewise */
 #define PATH_LEN       256  /* of an executable's path; a power of two */
 #define COMPONENT_LEN  128  /* longest path component kept */
 
@@ -179,13 +180,13 @@ struct answer {
 	__u8 addr[16];
 };
 
-/* A call of getaddrinfo() that returned. */
+/* A call of getaddrinfo(), or of gethostbyname() and its kin, that returned. */
 struct lookup_event {
 	struct event_header header;
 	struct task_info task;
 	__u64 start_ns;
 	__u64 end_ns;
-	__s32 ret;          /* EAI_ code; 0 = success */
+	__s32 ret;          /* EAI_ code, glibc's numbers; 0 = success */
 	__u16 hint_family;  /* 0 = any */
 	__u16 hint_flags;   /* AI_ flags, low 16 bits */
 	__u16 answer_total; /* entries in the list, consecutive duplicates folded */
@@ -229,16 +230,23 @@ struct exit_event {
 	__u32 pad;
 };
 
-/* A DNS message over UDP port 53: a question leaving, an answer arriving. */
+enum dns_flag {
+	DNS_RECEIVED = 1,
+	DNS_CUT = 2,     /* there was more than data holds */
+	DNS_STREAM = 4,  /* payload of a TCP segment: pieces of messages, each after its length */
+	DNS_INSIDE = 8,  /* asked inside a lookup call that is probed, which says it better */
+	DNS_SERVER = 16, /* asked by a process that answers such questions itself */
+};
+
+/* Bytes to or from port 53: a question leaving, an answer arriving. */
 struct dns_event {
 	struct event_header header;
 	struct task_info task; /* questions only: who sends it */
 	__u64 sk;              /* the socket: a key that answer and question share */
 	__u64 ts_ns;
-	__u16 len; /* bytes of data */
-	__u8 received;
-	__u8 cut; /* 1 = the message was longer */
-	__u32 pad;
+	__u16 len;   /* bytes of data */
+	__u16 flags; /* enum dns_flag */
+	__u32 seq;   /* DNS_STREAM: TCP sequence of data[0] */
 	__u8 data[DNS_MAX];
 };
 

@@ -14,6 +14,7 @@
 #define AF_INET     2
 #define AF_INET6    10
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
 #define SOCK_STREAM 1
 
 #define TCP_ESTABLISHED 1
@@ -89,7 +90,8 @@ static __always_inline void read_task(struct task_info *info)
 	info->start_ns = READ_FIELD(__u64, leader, OFF_task_struct_start_boottime);
 	info->uid = READ_FIELD(__u32, cred, OFF_cred_uid);
 	info->cgroup_id = read_cgroup_id(task);
-	read_kernel(info->comm, sizeof(info->comm), task + OFF_task_struct_comm);
+	/* the process's name: threads have names of their own ("isc-net-0000") */
+	read_kernel(info->comm, sizeof(info->comm), leader + OFF_task_struct_comm);
 	if (file) {
 		char *inode = READ_PTR(file, OFF_file_f_inode);
 		char *super = READ_PTR(inode, OFF_inode_i_sb);

@@ -30,13 +30,20 @@
 #define GROW_ON_DEMAND 0
 #endif
 
-/* A getaddrinfo() call under way. */
+enum lookup_function {
+	GETADDRINFO = 1,
+	GETHOSTBYNAME = 2,  /* gethostbyname_r(); gethostbyname() calls it */
+	GETHOSTBYNAME2 = 3, /* gethostbyname2_r(); in musl gethostbyname_r() calls it */
+};
+
+/* A lookup call under way. */
 struct lookup_call {
 	__u64 start_ns;
-	__u64 result; /* the caller's struct addrinfo **, user memory */
+	__u64 result;  /* the caller's struct addrinfo ** or struct hostent **, user memory */
+	__u64 h_errno; /* the caller's int *; gethostbyname() and its kin only */
 	__u16 hint_family;
 	__u16 hint_flags;
-	__u32 pad;
+	__u32 function; /* enum lookup_function */
 	char name[NAME_LEN];
 	char service[SERVICE_LEN];
 };
@@ -72,7 +79,7 @@ struct handshake {
 BPF_F_TABLE("hash", u64, struct conn_event, conn_by_sk, MAX_CONNS, GROW_ON_DEMAND);
 
 /*
- * tgid:tid -> call. In: getaddrinfo() entered. Out: its return, or the
+ * tgid:tid -> call. In: lookup function entered. Out: its return, or the
  * thread's exit. Full: COUNT_LOOKUP_FULL.
  */
 BPF_F_TABLE("hash", u64, struct lookup_call, lookup_by_thread, MAX_LOOKUPS, GROW_ON_DEMAND);
@@ -89,6 +96,12 @@ BPF_TABLE("lru_hash", u64, struct handshake_call, handshake_by_thread, MAX_HANDS
  * get a socket (a server's failed handshakes) are the least recently used.
  */
 BPF_TABLE("lru_hash", struct handshake_key, struct handshake, handshake_by_object, MAX_HANDSHAKES);
+
+/*
+ * tgid -> 1 for processes that answer DNS questions. In: an answer leaves.
+ * Out: the least recently used.
+ */
+BPF_TABLE("lru_hash", u32, u8, dns_server_by_pid, 256);
 
 /*
  * Slot -> figures of an open connection. Written when user space asks, which

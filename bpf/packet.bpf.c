@@ -24,6 +24,7 @@
 #define DIR_TX           1
 #define DIR_RX           2
 #define LATE_TLS_TURNS   16          /* STARTTLS and CONNECT come within so many turns */
+#define DNS_TURNS        256         /* of a TCP connection to port 53, whose bytes are kept */
 #define MEMORY_BIO_NS    50000000ULL /* from a library call to its bytes leaving */
 
 struct tcp_part {
@@ -341,6 +342,31 @@ static __always_inline void count_turn(struct conn_event *c, bool logged, u64 no
 		c->turn_max_ns = took;
 }
 
+static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
+{
+	u32 offset;
+	u8 ip[8];
+	u8 udp[8];
+	u8 next;
+
+	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
+		return;
+	if (ip[0] >> 4 == 4) {
+		offset = (ip[0] & 15) * 4;
+		if (bpf_skb_load_bytes(skb, 9, &next, 1))
+			return;
+	} else {
+		offset = IPV6_HEADER;
+		next = ip[6];
+	}
+	if (next != IPPROTO_UDP || bpf_skb_load_bytes(skb, offset, udp, sizeof(udp)))
+		return;
+	offset += sizeof(udp);
+	if (skb->len > offset)
+		dns_datagram(skb, sk, (u16)udp[0] << 8 | udp[1], (u16)udp[2] << 8 | udp[3], offset,
+			     skb->len - offset, rx);
+}
+
 static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 {
 	u64 sk = (u64)skb->sk;
@@ -384,6 +410,9 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 		return 1; /* sent before */
 	if (part.seq != next && (s32)(part.seq - next) > 0)
 		c->flags |= rx ? CONN_RX_GAP : CONN_TX_GAP;
+	if (c->rport == DNS_PORT && c->turn_count < DNS_TURNS)
+		submit_dns(skb, sk, part.seq, part.offset, part.len,
+			   DNS_STREAM | (rx ? DNS_RECEIVED : 0));
 	now = bpf_ktime_get_ns();
 	if (rx) {
 		c->rx_next = part.seq + part.len;

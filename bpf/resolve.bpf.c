@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * getaddrinfo(): what was asked, and the whole answer list when it returns.
- * The caller's own call, so it is right whatever resolves underneath.
+ * getaddrinfo(), and gethostbyname() with its kin: what was asked, and the
+ * whole answer list when it returns. The caller's own call, so it is right
+ * whatever resolves underneath.
  */
 #include "event.h"
 #include "kernel_fields.h"
@@ -27,17 +28,30 @@ struct user_addrinfo {
 	u64 next;
 };
 
-int getaddrinfo_enter(struct pt_regs *ctx)
+/* struct hostent on 64-bit glibc and musl */
+struct user_hostent {
+	u64 name;
+	u64 aliases;
+	s32 family;
+	s32 length;
+	u64 addresses; /* char **, ended by NULL */
+};
+
+#define H_ERANGE          34 /* gethostbyname_r() asks for more room and will be called again */
+#define HOSTENT_ADDRESSES 64 /* walked; the functions themselves give at most 48 */
+
+/* Note a call; 0 if it is one that another lookup function makes itself. */
+static __always_inline struct lookup_call *enter_lookup(u64 name, u32 function)
 {
 	u64 thread = bpf_get_current_pid_tgid();
-	u64 node = PT_REGS_PARM1(ctx);
-	u64 service = PT_REGS_PARM2(ctx);
-	u64 hints = PT_REGS_PARM3(ctx);
+	u64 now = bpf_ktime_get_ns();
 	struct lookup_call *blank, *call;
 	int zero = 0;
 
-	if (!node)
-		return 0; /* a wildcard for bind(), no name */
+	call = lookup_by_thread.lookup(&thread);
+	/* what is old was left by a jump out of the function */
+	if (call && call->function != function && now - call->start_ns < 60000000000ULL)
+		return 0;
 	blank = blank_lookup.lookup(&zero);
 	if (!blank)
 		return 0;
@@ -48,9 +62,25 @@ int getaddrinfo_enter(struct pt_regs *ctx)
 	call = lookup_by_thread.lookup(&thread);
 	if (!call)
 		return 0;
-	call->start_ns = bpf_ktime_get_ns();
+	call->start_ns = now;
+	call->function = function;
+	read_user_str(call->name, sizeof(call->name), (void *)name);
+	return call;
+}
+
+int getaddrinfo_enter(struct pt_regs *ctx)
+{
+	u64 node = PT_REGS_PARM1(ctx);
+	u64 service = PT_REGS_PARM2(ctx);
+	u64 hints = PT_REGS_PARM3(ctx);
+	struct lookup_call *call;
+
+	if (!node)
+		return 0; /* a wildcard for bind(), no name */
+	call = enter_lookup(node, GETADDRINFO);
+	if (!call)
+		return 0;
 	call->result = PT_REGS_PARM4(ctx);
-	read_user_str(call->name, sizeof(call->name), (void *)node);
 	if (service)
 		read_user_str(call->service, sizeof(call->service), (void *)service);
 	if (hints) {
@@ -118,6 +148,43 @@ static __always_inline int copy_answers(struct lookup_event *e, u64 result, u32 
 	return 1;
 }
 
+/* The same of a struct hostent. */
+static __always_inline int copy_hostent(struct lookup_event *e, u64 result, u32 max)
+{
+	struct user_hostent host = {};
+	u64 node = 0;
+
+	if (read_user(&node, sizeof(node), (void *)result) ||
+	    read_user(&host, sizeof(host), (void *)node)) {
+		e->flags |= 2;
+		return 0;
+	}
+	if (host.family != AF_INET && host.family != AF_INET6)
+		return 0;
+	for (int i = 0; i < HOSTENT_ADDRESSES; i++) {
+		u32 n = e->answer_len;
+		struct answer a = {};
+		u64 address = 0;
+
+		if (read_user(&address, sizeof(address), (u64 *)host.addresses + i)) {
+			e->flags |= 2;
+			return 0;
+		}
+		if (!address)
+			return 0;
+		a.family = host.family;
+		read_user(a.addr, host.family == AF_INET ? 4 : 16, (void *)address);
+		e->answer_total++;
+		if (n >= max)
+			return 1;
+		e->answer_len = n + 1;
+		BOUND(n, max - 1);
+		e->answers[n] = a;
+	}
+	e->flags |= 1;
+	return 1;
+}
+
 static __always_inline int fill_lookup(struct lookup_event *e, struct lookup_call *call, u64 now,
 				       s32 ret, u32 max)
 {
@@ -135,24 +202,25 @@ static __always_inline int fill_lookup(struct lookup_event *e, struct lookup_cal
 	e->flags = 0;
 	__builtin_memcpy(e->name, call->name, sizeof(e->name));
 	__builtin_memcpy(e->service, call->service, sizeof(e->service));
-	if (ret == 0 && copy_answers(e, call->result, max) && max < ANSWER_MAX)
-		return 1;
+	if (ret == 0) {
+		int more = call->function == GETADDRINFO ? copy_answers(e, call->result, max)
+							 : copy_hostent(e, call->result, max);
+
+		if (more && max < ANSWER_MAX)
+			return 1;
+	}
 	e->header.size = __builtin_offsetof(struct lookup_event, answers) +
 			 (u32)e->answer_len * sizeof(struct answer);
 	return 0;
 }
 
-int getaddrinfo_return(struct pt_regs *ctx)
+/* Submit what the call found, and forget it. ret: an EAI_ code, 0 for success. */
+static __always_inline void return_lookup(u64 thread, struct lookup_call *call, s32 ret)
 {
 	const u32 fixed = __builtin_offsetof(struct lookup_event, answers);
 	u64 now = bpf_ktime_get_ns();
-	u64 thread = bpf_get_current_pid_tgid();
-	struct lookup_call *call = lookup_by_thread.lookup(&thread);
-	s32 ret = PT_REGS_RC(ctx);
 	struct lookup_event *e;
 
-	if (!call)
-		return 0;
 	e = events.ringbuf_reserve(fixed + ANSWER_SMALL * sizeof(struct answer));
 	if (e) {
 		if (!fill_lookup(e, call, now, ret, ANSWER_SMALL)) {
@@ -171,5 +239,75 @@ int getaddrinfo_return(struct pt_regs *ctx)
 	}
 done:
 	lookup_by_thread.delete(&thread);
+}
+
+int getaddrinfo_return(struct pt_regs *ctx)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct lookup_call *call = lookup_by_thread.lookup(&thread);
+
+	if (call && call->function == GETADDRINFO)
+		return_lookup(thread, call, PT_REGS_RC(ctx));
 	return 0;
+}
+
+int hostent_enter(struct pt_regs *ctx)
+{
+	struct lookup_call *call = enter_lookup(PT_REGS_PARM1(ctx), GETHOSTBYNAME);
+
+	if (!call)
+		return 0;
+	call->result = PT_REGS_PARM5(ctx);
+	call->h_errno = PT_REGS_PARM6(ctx);
+	return 0;
+}
+
+int hostent2_enter(struct pt_regs *ctx)
+{
+	struct lookup_call *call = enter_lookup(PT_REGS_PARM1(ctx), GETHOSTBYNAME2);
+
+	if (!call)
+		return 0;
+	call->hint_family = PT_REGS_PARM2(ctx);
+	call->result = PT_REGS_PARM6(ctx);
+#ifdef __x86_64__
+	/* the seventh argument, above the return address */
+	read_user(&call->h_errno, sizeof(call->h_errno), (void *)(PT_REGS_SP(ctx) + 8));
+#elif defined(__aarch64__)
+	call->h_errno = ctx->regs[6];
+#endif
+	return 0;
+}
+
+static __always_inline int return_hostent(struct pt_regs *ctx, u32 function)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct lookup_call *call = lookup_by_thread.lookup(&thread);
+	s32 h_errno = 0, ret = 0;
+	u64 host = 0;
+
+	if (!call || call->function != function)
+		return 0;
+	if ((u32)PT_REGS_RC(ctx) == H_ERANGE) {
+		lookup_by_thread.delete(&thread);
+		return 0;
+	}
+	read_user(&host, sizeof(host), (void *)call->result);
+	if (!host) {
+		read_user(&h_errno, sizeof(h_errno), (void *)call->h_errno);
+		/* HOST_NOT_FOUND, TRY_AGAIN, NO_RECOVERY, NO_DATA in getaddrinfo()'s words */
+		ret = h_errno >= 1 && h_errno <= 4 ? -1 - h_errno : -11 /* EAI_SYSTEM */;
+	}
+	return_lookup(thread, call, ret);
+	return 0;
+}
+
+int hostent_return(struct pt_regs *ctx)
+{
+	return return_hostent(ctx, GETHOSTBYNAME);
+}
+
+int hostent2_return(struct pt_regs *ctx)
+{
+	return return_hostent(ctx, GETHOSTBYNAME2);
 }

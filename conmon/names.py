@@ -14,6 +14,8 @@ __all__ = [
     "DNS_SERVER_UNREACHABLE",
     "EAI_AGAIN",
     "EAI_NAMES",
+    "EAI_NODATA",
+    "EAI_NONAME",
     "ERRNO_NAMES",
     "attempt_result",
     "dns_disposition",
@@ -72,7 +74,9 @@ EAI_NAMES: dict[int, str] = {
 }
 """What ``getaddrinfo()`` returns, to name: glibc's numbers, which musl and uClibc share."""
 
+EAI_NONAME = -2
 EAI_AGAIN = -3
+EAI_NODATA = -5
 AI_NUMERICHOST = 0x4
 """The ``ai_flags`` bit, in glibc and musl, that forbids a lookup."""
 

@@ -187,7 +187,11 @@ class Daemon:
             boot = file.read(8)
         self._set_clock()
         self._core = Correlator(
-            facts=Facts(boot=boot, lookups_seen=self._libraries.lookups_seen),
+            facts=Facts(
+                boot=boot,
+                lookups_seen=self._libraries.lookups_seen,
+                hostname=os.fsencode(os.uname().nodename),
+            ),
             identities=self._identities,
             clock=self._clock,
             live=self.options.live,
@@ -358,7 +362,6 @@ class Daemon:
                 self._note_start(event.task.pid, event.task.start_ns)
             elif isinstance(event, ExecEvent):
                 self._identities.learn(event)
-                continue
             self._hand_out(core.feed(event))
         return found
 
@@ -435,13 +438,15 @@ class Daemon:
         wants = self._core.wants
         for batch in self.kernel.connection_batches():
             for i, fields in enumerate(peek_conns(batch)):
-                start_ns, _, _, _, pid, _, _, sk, _, connect_ns, established_ns, phase = fields
+                start_ns, _, _, _, pid, ppid, _, _, sk, _, connect_ns, established_ns, phase = (
+                    fields
+                )
                 key = (sk, connect_ns)
                 if phase == Phase.CALLING and now_ns - connect_ns > _CALLING_NS:
                     stuck.append(decode_conn(batch[i * CONN_BYTES :]))
                 elif phase == 0:
                     continue  # being made at this moment
-                elif wants(key, (pid, start_ns), established=established_ns != 0):
+                elif wants(key, (pid, start_ns), ppid, established=established_ns != 0):
                     data = batch[i * CONN_BYTES : (i + 1) * CONN_BYTES]
                     wanted.append((connect_ns, bytes(data[: conn_size(data)])))
                 else:

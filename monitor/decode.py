@@ -21,6 +21,7 @@ __all__ = [
     "ConnFlag",
     "ConnPeek",
     "DnsEvent",
+    "DnsFlag",
     "Event",
     "ExecEvent",
     "ExitEvent",
@@ -91,6 +92,16 @@ class LookupFlag(IntEnum):
 
     CUT = 1
     UNREADABLE = 2
+
+
+class DnsFlag(IntEnum):
+    """enum dns_flag."""
+
+    RECEIVED = 1
+    CUT = 2
+    STREAM = 4
+    INSIDE = 8
+    SERVER = 16
 
 
 class Library(IntEnum):
@@ -234,7 +245,8 @@ class ConnEvent(NamedTuple):
 
 
 class LookupEvent(NamedTuple):
-    """struct lookup_event: a getaddrinfo() call that returned."""
+    """struct lookup_event: a call of getaddrinfo(), or of gethostbyname() and its kin, that
+    returned."""
 
     task: Task
     start_ns: int
@@ -279,14 +291,14 @@ class ExitEvent(NamedTuple):
 
 
 class DnsEvent(NamedTuple):
-    """struct dns_event: a DNS message on UDP port 53."""
+    """struct dns_event: a DNS message, or a piece of a TCP stream of them (``DnsFlag.STREAM``)."""
 
     task: Task
     """Who sent it; of an answer nothing is known."""
     sk: int
     ts_ns: int
-    received: bool
-    cut: bool
+    flags: int
+    seq: int
     data: bytes
 
 
@@ -303,15 +315,15 @@ _LOOKUP: Final = struct.Struct("=QQiHHHHI256s32s")
 _HELLO: Final = struct.Struct("=QQQIHBB")
 _EXEC: Final = struct.Struct("=QII")
 _EXIT: Final = struct.Struct("=QQII")
-_DNS: Final = struct.Struct("=QQHBBI")
+_DNS: Final = struct.Struct("=QQHHI")
 
 _PHASE_AT: Final = struct.calcsize("=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH")
 
 _LOG_LEN_AT: Final = _PHASE_AT + 8
 
 CONN_BYTES: Final = 656  # sizeof(struct conn_event), padding included
-# struct task_info but for tid, ppid and netns; then sk, cookie, connect_ns, established_ns
-_PEEK_HEAD: Final = f"={_HEADER.size}x QQQII 8x I 4x 16s QQQQ"
+# struct task_info but for tid and netns; then sk, cookie, connect_ns, established_ns
+_PEEK_HEAD: Final = f"={_HEADER.size}x QQQII 4x II 4x 16s QQQQ"
 _PEEK: Final = struct.Struct(
     f"{_PEEK_HEAD} {_PHASE_AT - struct.calcsize(_PEEK_HEAD)}x B {CONN_BYTES - _PHASE_AT - 1}x"
 )
@@ -362,6 +374,7 @@ class ConnPeek(NamedTuple):
     exe_ino: int
     exe_dev: int
     pid: int
+    ppid: int
     uid: int
     comm: bytes
     """As in the event: NULs and all."""
@@ -421,11 +434,9 @@ def _exit(data: memoryview) -> ExitEvent:
 
 
 def _dns(data: memoryview) -> DnsEvent:
-    sk, ts_ns, length, received, cut, _ = _DNS.unpack_from(data, _AFTER_TASK)
+    sk, ts_ns, length, flags, seq = _DNS.unpack_from(data, _AFTER_TASK)
     at = _AFTER_TASK + _DNS.size
-    return DnsEvent(
-        _task(data), sk, ts_ns, bool(received), bool(cut), bytes(data[at : at + length])
-    )
+    return DnsEvent(_task(data), sk, ts_ns, flags, seq, bytes(data[at : at + length]))
 
 
 _DECODERS: Final[dict[int, Callable[[memoryview], Event]]] = {

@@ -77,7 +77,8 @@ class OpenNow:
         def seen() -> Iterator[tuple[int, int, int]]:
             nonlocal total
             for batch in self.kernel.connection_batches():
-                for _, _, _, _, pid, uid, _, sk, cookie, connect_ns, _, phase in peek_conns(batch):
+                for fields in peek_conns(batch):
+                    _, _, _, _, pid, _, uid, _, sk, cookie, connect_ns, _, phase = fields
                     if phase and filters.match_process(pid, uid):
                         total += 1
                         yield connect_ns, sk, cookie
@@ -134,10 +135,10 @@ class OpenNow:
             seen = [
                 fields for fields in peek_conns(batch) if fields[11]
             ]  # else being made at this moment
-            live = self.kernel.live_bytes([(fields[7], fields[8]) for fields in seen])
+            live = self.kernel.live_bytes([(fields[8], fields[9]) for fields in seen])
             live += [(0, 0)] * (len(seen) - len(live))
             for fields, (sent, received) in zip(seen, live, strict=True):
-                start_ns, cgroup_id, _, _, pid, uid, comm, sk, _, connect_ns, _, _ = fields
+                start_ns, cgroup_id, _, _, pid, _, uid, comm, sk, _, connect_ns, _, _ = fields
                 host = open_host((sk, connect_ns))
                 key = (pid, start_ns, comm, cgroup_id, uid, host)
                 group = groups.get(key)

@@ -35,6 +35,8 @@ __all__ = ["View"]
 _ROWS_AT_A_TIME: Final = 100  # the lock is given up between
 _LIBRARY_KINDS: Final = {
     "getaddrinfo": "libc",
+    "gethostbyname_r": "libc",
+    "gethostbyname2_r": "libc",
     "SSL_do_handshake": "openssl",
     "gnutls_handshake": "gnutls",
 }

@@ -63,6 +63,7 @@ class Facts:
     """First characters of the boot id, the prefix of every record's id."""
     lookups_seen: bool
     """getaddrinfo() is probed, entry and return: a lookup that was not seen was not made there."""
+    hostname: bytes = b""
 
 
 def attempt_of(conn: ConnEvent, first_ns: int, *, won_elsewhere: bool = False) -> Attempt:
@@ -245,8 +246,9 @@ def record_of(
         first_ns = conn.connect_ns
         attempts = (attempt_of(conn, first_ns),)
     if not established and conn.phase == Phase.FAILED:
-        last = attempts[-1]
-        error = last.errno or _RESULT_ERROR.get(last.result or "")
+        # one that was given up when the others had failed says less than they do
+        errnos = [attempt.errno for attempt in attempts if attempt.errno]
+        error = errnos[-1] if errnos else _RESULT_ERROR.get(attempts[-1].result or "")
 
     lookup = join.lookup if join else None
     host: str | None = None
@@ -379,8 +381,8 @@ def lookup_record(lookup: Lookup, *, facts: Facts, clock: Clock, who: Identity) 
         host=lookup.name,
         host_source="lookup",
         dns=(),
-        dns_us=(lookup.end_ns - lookup.start_ns) // 1000,
+        dns_us=(lookup.end_ns - lookup.start_ns) // 1000 if lookup.end_seen else None,
         dns_disp=dns_disposition(lookup.ret, lookup.hint_flags),
-        dns_source="getaddrinfo",
+        dns_source=lookup.source,
         error=eai_name(lookup.ret),
     )

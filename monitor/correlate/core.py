@@ -57,6 +57,11 @@ RETRY_NS: Final = 300_000_000
 MAX_HELD: Final = 16_384  # connections and lookups put off at one time; past it they are settled
 MAX_OPEN: Final = 131_072
 DEFERRED_HOLD_NS: Final = 50_000_000
+# An address that DNS gave and that getaddrinfo() was then asked for as a literal is that name's if
+# the connection follows within this.
+LITERAL_NS: Final = 1_000_000_000
+MAX_PARENTS: Final = 8192  # processes whose parent is remembered
+ANCESTORS: Final = 4  # generations looked back: Erlang's resolver is a great-grandchild
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,7 @@ class Correlator:
         self._held: OrderedDict[_Group, _Held] = OrderedDict()
         self._deferred: list[ConnEvent] = []
         self._failed_lookups: list[_HeldLookup] = []
+        self._parents: OrderedDict[int, int] = OrderedDict()
         self._lost_ns = 0
         self._lookup_since_snapshot = False
 
@@ -173,7 +179,9 @@ class Correlator:
             case Lost():
                 self._lost_ns = max(self._lost_ns, event.seen_ns)
             case ExecEvent():
-                pass  # the identities' business
+                self._parents[event.task.pid] = event.task.ppid
+                if len(self._parents) > MAX_PARENTS:
+                    self._parents.popitem(last=False)
         return []
 
     def wants_snapshot(self) -> bool:
@@ -185,9 +193,12 @@ class Correlator:
         times = [held.deadline_ns for held in self._held.values()]
         times += [held.deadline_ns for held in self._failed_lookups]
         times += [conn.end_ns + DEFERRED_HOLD_NS for conn in self._deferred]
+        unanswered = self._dns.deadline_ns()
+        if unanswered is not None:
+            times.append(unanswered)
         return min(times, default=None)
 
-    def wants(self, key: Key, process: tuple[int, int], *, established: bool) -> bool:
+    def wants(self, key: Key, process: tuple[int, int], ppid: int, *, established: bool) -> bool:
         """Whether the next snapshot needs the event of an open connection, not its key alone.
 
         Most open connections are of processes that have looked up nothing lately: there is nothing
@@ -195,11 +206,16 @@ class Correlator:
 
         Args:
             key: its sk and connect_ns.
-            process: the pid and start of its process.
+            process, ppid: the pid and start of its process, and its parent's pid.
         """
         opened = self._open.get(key)
         if opened is None:
-            return self.live or process in self._lookups or process in self._dns
+            return (
+                self.live
+                or process in self._lookups
+                or process in self._dns
+                or self._lookups.may_help(process[0], ppid)
+            )
         if not opened.joined:
             return True
         return established != bool(opened.trial.established_ns) or (
@@ -272,7 +288,7 @@ class Correlator:
             found = None
             if (conn.pid, conn.start_ns) in self._lookups:
                 found = self._lookups.join(conn, sni=self._sni(conn))
-            join = None if isinstance(found, Ambiguous) else found or self._wire_join(conn)
+            join = None if isinstance(found, Ambiguous) else found or self._other_join(conn)
         record = self._record(conn, join, opened.earlier if opened is not None else ())
         return record._replace(tcp=tcp) if tcp is not None and conn.established_ns else record
 
@@ -297,13 +313,13 @@ class Correlator:
     def _lookup_returned(self, event: LookupEvent) -> list[Record]:
         self._lookup_since_snapshot = True
         if event.ret == 0:
-            self._take_held_lookup(self._lookups.add(event), None)
+            self._take_held_lookup(self._lookups.add(event, self._ancestors(event)), None)
             return []
         if event.hint_flags & AI_NUMERICHOST:
             return []  # only asked whether the text is an address
-        if event.hint_flags & AI_CANONNAME and not event.service:
-            return []  # asked what a host is called, often this one: nothing was to be connected to
-        lookup = self._lookups.add(event)
+        if event.hint_flags & AI_CANONNAME and event.name == self.facts.hostname:
+            return []  # asked what this host is called in full: nothing was to be connected to
+        lookup = self._lookups.add(event, self._ancestors(event))
         held = _HeldLookup(lookup, lookup.end_ns + HOLD_NS, {_hints(event)})
         earlier = self._take_held_lookup(lookup, _hints(event))
         if earlier is not None:
@@ -313,6 +329,14 @@ class Correlator:
             return [self._lookup_failed(lookup)]
         self._failed_lookups.append(held)
         return []
+
+    def _ancestors(self, event: LookupEvent) -> list[int]:
+        ancestors: list[int] = []
+        pid: int | None = event.task.ppid
+        while pid is not None and pid > 1 and len(ancestors) < ANCESTORS:
+            ancestors.append(pid)
+            pid = self._parents.get(pid)
+        return ancestors
 
     def _take_held_lookup(self, lookup: Lookup, hints: _Hints | None) -> _HeldLookup | None:
         """The same thread asks for the same name again: one lookup in several calls, if in
@@ -350,7 +374,7 @@ class Correlator:
         if opened is not None and opened.joined:
             return self._finish_conn(conn, opened.join, opened.earlier)
         if (conn.pid, conn.start_ns) not in self._lookups:
-            return self._finish_conn(conn, self._wire_join(conn), ())
+            return self._finish_conn(conn, self._other_join(conn), ())
         join = self._lookups.join(conn, sni=self._sni(conn))
         if isinstance(join, Ambiguous):
             if len(self._deferred) < MAX_HELD:
@@ -358,18 +382,23 @@ class Correlator:
                 return []
             join = None  # a wrong name would be worse than none
         elif join is None:
-            join = self._wire_join(conn)
+            join = self._other_join(conn)
         return self._finish_conn(conn, join, ())
 
-    # What DNS messages on the wire say, where no getaddrinfo() was seen to explain a connection.
-    def _wire_join(self, conn: ConnEvent) -> Join | None:
-        process = (conn.pid, conn.start_ns)
-        if process not in self._dns or self._lookups.literal_asked(conn):
-            return None
-        lookup = self._dns.lookup(conn)
-        if lookup is None:
-            return None
-        return Join(lookup, "thread" if lookup.task.tid == conn.tid else "process")
+    # What explains a connection where no lookup call of its own process does: DNS messages on the
+    # wire, or a relative that looked the name up.
+    def _other_join(self, conn: ConnEvent) -> Join | None:
+        if (conn.pid, conn.start_ns) in self._dns:
+            lookup = self._dns.lookup(conn, self._sni(conn))
+            # c-ares' users hand what it found to getaddrinfo(), as a literal
+            if lookup is not None and (
+                conn.connect_ns - lookup.end_ns < LITERAL_NS
+                or not self._lookups.literal_asked(conn)
+            ):
+                return Join(lookup, "thread" if lookup.task.tid == conn.tid else "process")
+        if self._lookups.may_help(conn.pid, conn.ppid):
+            return self._lookups.helped(conn, sni=self._sni(conn))
+        return None
 
     def _finish_conn(
         self, conn: ConnEvent, join: Join | None, earlier: Iterable[ConnEvent]
@@ -463,7 +492,7 @@ class Correlator:
         )
         for conn, opened in waiting:
             found = self._lookups.join(conn, sni=self._sni(conn), in_order=True)
-            join = None if isinstance(found, Ambiguous) else found or self._wire_join(conn)
+            join = None if isinstance(found, Ambiguous) else found or self._other_join(conn)
             if opened is None:
                 records += self._finish_conn(conn, join, ())
             elif conn.established_ns:
@@ -507,6 +536,7 @@ class Correlator:
             due = [held for held in self._failed_lookups if held.deadline_ns <= now_ns]
             self._failed_lookups = [h for h in self._failed_lookups if h.deadline_ns > now_ns]
             records += [self._lookup_failed(held.lookup) for held in due]
+        records += [self._lookup_failed(lookup) for lookup in self._dns.failures(now_ns)]
         return records
 
     def _announce(self, conns: Sequence[ConnEvent]) -> list[Record]:
@@ -520,6 +550,8 @@ class Correlator:
         return records
 
     def _process_ended(self, event: ExitEvent) -> None:
+        self._parents.pop(event.pid, None)
+        self._dns.process_ended((event.pid, event.start_ns), event.ts_ns)
         deadline = event.ts_ns + EXIT_HOLD_NS
         for group, held in self._held.items():
             if group[0] == event.pid and group[1] == event.start_ns:

@@ -1,28 +1,45 @@
 """Names from DNS messages on the wire, for connections that no getaddrinfo() explains.
 
 Messages are kept as bytes and parsed only when a connection of the same process asks for a name
-that nothing better gives: dnspython takes 11 MB, and most hosts never need it here.
+that nothing better gives, or when a lookup failed: dnspython takes 11 MB, and most hosts never
+need it here.
+
+Theory of operation of failures. All questions of one process for one name (A, AAAA, their
+repetitions, the same over TCP) are one lookup. It failed when each was answered and none with
+records, and nothing followed for HOLD_NS; or when one stayed without an answer for GIVE_UP_NS or
+until its process ended. Names that differ only by what follows them are tries of a search list:
+one lookup too, by its shortest name.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
+from conmon.names import EAI_AGAIN, EAI_NODATA, EAI_NONAME
 from monitor.correlate.lookups import Lookup, make_wire_lookup
 from monitor.correlate.text import AF_INET, AF_INET6, address_key
-from monitor.decode import ConnEvent, DnsEvent, Task
+from monitor.decode import ConnEvent, DnsEvent, DnsFlag, Task
 
 __all__ = ["DnsTable", "parse_answer"]
 
 MAX_QUESTIONS: Final = 4096  # waiting for their answer
 PER_PROCESS: Final = 32  # answers kept of one process
 MAX_PROCESSES: Final = 512
+MAX_UNDECIDED: Final = 1024  # lookups that may yet fail
+MAX_STREAMS: Final = 256  # directions of TCP connections ...
+MAX_STREAM_BYTES: Final = 16_384  # ... and what one of them may hold back
 # A and AAAA of one lookup are asked together or one after the other.
 SAME_LOOKUP_NS: Final = 5_000_000_000
+HOLD_NS: Final = 400_000_000
+GIVE_UP_NS: Final = 15_000_000_000  # glibc's longest wait for one server is 10 s
 _RESPONSE_BIT: Final = 0x80
+_TRUNCATED_BIT: Final = 0x02
+_A, _AAAA = 1, 28
 _MAX_RECORDS: Final = 128
+_NXDOMAIN: Final = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +50,7 @@ class _Exchange:
     asked_ns: int
     answered_ns: int
     raw: bytes
+    kind: int = 0
     name: str | None = None
     addresses: list[tuple[int, bytes]] | None = None
     lookup: Lookup | None = None  # made of this and what followed ...
@@ -44,42 +62,196 @@ class _Exchange:
             self.raw = b""
 
 
+@dataclass(slots=True, eq=False)
+class _Undecided:
+    """All questions of a process for one name."""
+
+    task: Task
+    first_ns: int
+    last_ns: int
+    raw: bytes
+    waiting: set[tuple[int, int]] = field(default_factory=set)
+    ret: int = 0
+    """EAI_ code of an answer without records."""
+    answered: bool = False
+    """One came with records, or says to ask again over TCP."""
+
+    def due_ns(self) -> int:
+        """When it is decided at the latest."""
+        return self.last_ns + (GIVE_UP_NS if self.waiting or self.answered else HOLD_NS)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One direction of a TCP connection to port 53."""
+
+    next_seq: int
+    held: bytes = b""
+
+
+@dataclass(slots=True)
+class _Asked:
+    task: Task
+    asked_ns: int
+    undecided: _Undecided | None
+
+
+_Process = tuple[int, int]
+
+
 class DnsTable:
     """DNS exchanges by the process that asked, oldest forgotten first."""
 
     def __init__(self) -> None:
-        self._asked: OrderedDict[tuple[int, int], tuple[Task, int]] = OrderedDict()
-        self._answered: OrderedDict[tuple[int, int], deque[_Exchange]] = OrderedDict()
+        self._asked: OrderedDict[tuple[int, int], _Asked] = OrderedDict()
+        self._answered: OrderedDict[_Process, deque[_Exchange]] = OrderedDict()
+        self._undecided: OrderedDict[tuple[_Process, bytes], _Undecided] = OrderedDict()
+        self._streams: OrderedDict[tuple[int, bool], _Stream] = OrderedDict()
 
-    def __contains__(self, process: tuple[int, int]) -> bool:
+    def __contains__(self, process: _Process) -> bool:
         return process in self._answered
 
     def add(self, event: DnsEvent) -> None:
         """Take in a question or an answer; what is neither is let go."""
-        data = event.data
-        if len(data) < 12 or bool(data[2] & _RESPONSE_BIT) != event.received:
+        for data in self._messages(event):
+            if len(data) < 12 or bool(data[2] & _RESPONSE_BIT) != bool(
+                event.flags & DnsFlag.RECEIVED
+            ):
+                continue
+            key = (event.sk, data[0] << 8 | data[1])
+            if event.flags & DnsFlag.RECEIVED:
+                self._answer(key, event, data)
+            else:
+                self._question(key, event, data)
+
+    def _messages(self, event: DnsEvent) -> Iterator[bytes]:
+        if not event.flags & DnsFlag.STREAM:
+            yield event.data
             return
-        key = (event.sk, data[0] << 8 | data[1])
-        if not event.received:
-            self._asked[key] = (event.task, event.ts_ns)
-            if len(self._asked) > MAX_QUESTIONS:
-                self._asked.popitem(last=False)
-            return
+        key = (event.sk, bool(event.flags & DnsFlag.RECEIVED))
+        stream = self._streams.get(key)
+        if stream is None or stream.next_seq != event.seq:  # begun, or the socket is another's
+            stream = self._streams[key] = _Stream(event.seq)
+            if len(self._streams) > MAX_STREAMS:
+                self._streams.popitem(last=False)
+        stream.next_seq = (event.seq + len(event.data)) & 0xFFFFFFFF
+        held = stream.held + event.data
+        while len(held) >= 2 and len(held) >= 2 + (length := held[0] << 8 | held[1]):
+            yield held[2 : 2 + length]
+            held = held[2 + length :]
+        if event.flags & DnsFlag.CUT or len(held) > MAX_STREAM_BYTES:
+            del self._streams[key]  # where the next message begins is not known
+        else:
+            stream.held = held
+
+    def _question(self, key: tuple[int, int], event: DnsEvent, data: bytes) -> None:
+        undecided = None
+        question = _first_question(data)
+        if question is not None and not event.flags & (DnsFlag.INSIDE | DnsFlag.SERVER):
+            undecided = self._undecided_of(event, question[0], data)
+            undecided.waiting.add(key)
+        before = self._asked.pop(key, None)
+        if before is not None and before.undecided is not None:
+            before.undecided.waiting.discard(key)
+            if undecided is not None:
+                undecided.waiting.add(key)
+        self._asked[key] = _Asked(event.task, event.ts_ns, undecided)
+        if len(self._asked) > MAX_QUESTIONS:
+            oldest, asked = self._asked.popitem(last=False)
+            if asked.undecided is not None:
+                asked.undecided.waiting.discard(oldest)
+                asked.undecided.answered = True  # whether it was, is not known
+
+    def _undecided_of(self, event: DnsEvent, question: bytes, data: bytes) -> _Undecided:
+        task = event.task
+        name = ((task.pid, task.start_ns), question)
+        undecided = self._undecided.get(name)
+        if undecided is None or event.ts_ns - undecided.last_ns > SAME_LOOKUP_NS:
+            undecided = self._undecided[name] = _Undecided(task, event.ts_ns, event.ts_ns, data)
+            if len(self._undecided) > MAX_UNDECIDED:
+                self._undecided.popitem(last=False)
+        undecided.last_ns = event.ts_ns
+        return undecided
+
+    def _answer(self, key: tuple[int, int], event: DnsEvent, data: bytes) -> None:
         asked = self._asked.pop(key, None)
         if asked is None:
             return
-        task, asked_ns = asked
-        process = (task.pid, task.start_ns)
+        undecided = asked.undecided
+        if undecided is not None:
+            undecided.waiting.discard(key)
+            undecided.last_ns = event.ts_ns
+            rcode = data[3] & 15
+            if not rcode and (data[6:8] != b"\0\0" or data[2] & _TRUNCATED_BIT):
+                undecided.answered = True
+            elif not rcode:
+                undecided.ret = undecided.ret or EAI_NODATA
+            else:
+                undecided.ret = EAI_NONAME if rcode == _NXDOMAIN else EAI_AGAIN
+        process = (asked.task.pid, asked.task.start_ns)
         answers = self._answered.get(process)
         if answers is None:
             answers = self._answered[process] = deque(maxlen=PER_PROCESS)
             if len(self._answered) > MAX_PROCESSES:
                 self._answered.popitem(last=False)
-        answers.append(_Exchange(task, asked_ns, event.ts_ns, data))
+        question = _first_question(data)
+        answers.append(
+            _Exchange(asked.task, asked.asked_ns, event.ts_ns, data, question[1] if question else 0)
+        )
 
-    def lookup(self, conn: ConnEvent) -> Lookup | None:
+    # -- lookups that failed ------------------------------------------------------------------
+
+    def deadline_ns(self) -> int | None:
+        """When :meth:`failures` may have something at the earliest."""
+        return min(
+            (
+                max(x.due_ns() for _, x in tries)
+                for tries in self._tries()
+                if not any(x.answered for _, x in tries)
+            ),
+            default=None,
+        )
+
+    def failures(self, now_ns: int) -> list[Lookup]:
+        """Return the lookups that have failed by now, and let go of what is decided."""
+        failed = []
+        for tries in self._tries():
+            if all(x.due_ns() <= now_ns for _, x in tries):
+                for key, _ in tries:
+                    del self._undecided[key]
+                if not any(x.answered for _, x in tries):
+                    failed.append(_failed_lookup([x for _, x in tries]))
+        return failed
+
+    # The undecided, those of one lookup together.
+    def _tries(self) -> list[list[tuple[tuple[_Process, bytes], _Undecided]]]:
+        groups: list[list[tuple[tuple[_Process, bytes], _Undecided]]] = []
+        for key, undecided in sorted(self._undecided.items(), key=lambda item: item[0]):
+            process, name = key
+            if groups:
+                (owner, stem), first = groups[-1][0]
+                if (
+                    owner == process
+                    and name.startswith(stem[:-1])  # without the root's label
+                    and abs(undecided.first_ns - first.first_ns) < GIVE_UP_NS
+                ):
+                    groups[-1].append((key, undecided))
+                    continue
+            groups.append([(key, undecided)])
+        return groups
+
+    def process_ended(self, process: _Process, now_ns: int) -> None:
+        """What a process left without an answer has failed."""
+        for (owner, _), undecided in self._undecided.items():
+            if owner == process and undecided.waiting:
+                undecided.last_ns = min(undecided.last_ns, now_ns - GIVE_UP_NS)
+
+    # -- names of connections -----------------------------------------------------------------
+
+    def lookup(self, conn: ConnEvent, sni: str | None) -> Lookup | None:
         """The newest exchange of the connection's process that gave its address, as a lookup; None
-        where none did, or where several names did: a wrong name would be worse."""
+        where none did, or where several names did and SNI is none of them: a wrong name would be
+        worse."""
         answers = self._answered.get((conn.pid, conn.start_ns))
         if answers is None:
             return None
@@ -88,14 +260,12 @@ class DnsTable:
         for exchange in known:
             exchange.parse()
         fits = [x for x in known if any(address_key(f, a) == key for f, a in x.addresses or ())]
+        if sni is not None:
+            fits = [x for x in fits if (x.name or "").lower() == sni] or fits
         if len({x.name for x in fits}) != 1:
             return None
         newest = fits[-1]
-        parts = [
-            x
-            for x in known
-            if x.name == newest.name and abs(x.asked_ns - newest.asked_ns) < SAME_LOOKUP_NS
-        ]
+        parts = _parts_of(newest, known)
         # One lookup is one object: attempts at its addresses find each other by it.
         first = parts[0]
         if first.lookup is None or first.lookup_parts != len(parts):
@@ -112,6 +282,55 @@ class DnsTable:
             end_ns=max(x.answered_ns for x in parts),
             answers=[answer for x in parts for answer in x.addresses or ()],
         )
+
+
+# The exchanges of one lookup: A and AAAA, and what was asked again because nothing came of it. The
+# same question again after it was answered is another lookup.
+def _parts_of(newest: _Exchange, known: list[_Exchange]) -> list[_Exchange]:
+    parts = [newest]
+    answered = {newest.kind}
+    at = known.index(newest)
+    for x in (*known[at + 1 :], *reversed(known[:at])):
+        if x.name != newest.name or abs(x.asked_ns - newest.asked_ns) > SAME_LOOKUP_NS:
+            continue
+        if x.kind in answered and x.addresses:
+            if x.asked_ns < newest.asked_ns:
+                break
+            continue
+        parts.append(x)
+        if x.addresses:
+            answered.add(x.kind)
+    return sorted(parts, key=lambda x: x.asked_ns)
+
+
+def _failed_lookup(tries: list[_Undecided]) -> Lookup:
+    first = min(tries, key=lambda x: len(x.raw))
+    name, _ = parse_answer(first.raw)
+    waiting = any(x.waiting for x in tries)
+    return make_wire_lookup(
+        first.task,
+        name or "",
+        start_ns=min(x.first_ns for x in tries),
+        # when a program stopped waiting is not to be seen
+        end_ns=None if waiting else max(x.last_ns for x in tries),
+        ret=EAI_AGAIN if waiting else first.ret,
+        answers=[],
+    )
+
+
+def _first_question(data: bytes) -> tuple[bytes, int] | None:
+    """The name of the only question, in lower case, and its type if that is of an address."""
+    if data[4:6] != b"\0\1":
+        return None
+    at = 12
+    while at < len(data) and data[at]:
+        if data[at] > 63:
+            return None
+        at += 1 + data[at]
+    kind = data[at + 1 : at + 3]
+    if len(kind) < 2 or kind[1] not in (_A, _AAAA) or kind[0]:
+        return None
+    return data[12 : at + 1].lower(), kind[1]
 
 
 def parse_answer(data: bytes) -> tuple[str | None, list[tuple[int, bytes]]]:

@@ -12,7 +12,7 @@ connection has used. SNI, where there is one, decides before all that.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -36,6 +36,11 @@ TOTAL: Final = 8192
 # Names with a common address compete only when they were asked for this close together: the
 # older one, if it was ever to be used, has been by then.
 RIVALS_NS: Final = 2_000_000_000
+# Some programs have another process look names up for them: lynx and lftp a child for each, Erlang
+# a grandchild. What it found is connected to at once.
+HELPER_NS: Final = 2_000_000_000
+PER_HELPED: Final = 32  # lookups kept by others for one process ...
+MAX_HELPED: Final = 2048  # ... and for so many processes
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +63,11 @@ class Lookup:
     """Connections established from it."""
     source: str = "getaddrinfo"
     """The record's ``dns_source``."""
+    end_seen: bool = True
+
+
+Match = Literal["thread", "process", "host"]
+"""``host``: by another process of this host, a relative that looks names up for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ class Join:
     """A lookup, and how it was matched: the record's ``dns_match``."""
 
     lookup: Lookup
-    match: Literal["thread", "process"]
+    match: Match
 
 
 class Ambiguous:
@@ -88,12 +98,18 @@ class LookupTable:
         self._count = 0
         # least recently asked first
         self._processes: OrderedDict[tuple[int, int], _Process] = OrderedDict()
+        # by the pid of whoever asked, and of the processes that it may have asked for
+        self._helped: OrderedDict[int, deque[Lookup]] = OrderedDict()
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, event: LookupEvent) -> Lookup:
-        """Take in a lookup that returned."""
+    def add(self, event: LookupEvent, ancestors: Sequence[int] = ()) -> Lookup:
+        """Take in a lookup that returned.
+
+        Args:
+            ancestors: pids of the processes that the asking one descends from.
+        """
         lookup = make_lookup(event)
         key = (event.task.pid, event.task.start_ns)
         process = self._processes.get(key)
@@ -105,6 +121,13 @@ class LookupTable:
             self._count -= 1
         process.lookups.append(lookup)
         self._count += 1
+        for pid in (event.task.pid, *ancestors):
+            helped = self._helped.get(pid)
+            if helped is None:
+                helped = self._helped[pid] = deque(maxlen=PER_HELPED)
+                if len(self._helped) > MAX_HELPED:
+                    self._helped.popitem(last=False)
+            helped.append(lookup)
         while self._count > self._total:
             _, oldest = self._processes.popitem(last=False)
             self._count -= len(oldest.lookups)
@@ -151,7 +174,7 @@ class LookupTable:
             named = [x for x in fits if x.name.lower().rstrip(".") == sni]
             fits = named or fits
         same_thread = [x for x in fits if x.task.tid == conn.tid]
-        match: Literal["thread", "process"] = "thread" if same_thread else "process"
+        match: Match = "thread" if same_thread else "process"
         fits = same_thread or fits
         newest = fits[0]
         rivals = [
@@ -166,6 +189,31 @@ class LookupTable:
         if newest.uses:
             return Join(rivals[-1], match)
         return Join(min(newest, *rivals, key=lambda x: x.end_ns), match)
+
+    def may_help(self, pid: int, ppid: int) -> bool:
+        """Whether a relative of this process has looked up a name."""
+        return pid in self._helped or ppid in self._helped
+
+    def helped(self, conn: ConnEvent, *, sni: str | None) -> Join | None:
+        """Find the lookup that another process made for a connection: one that descends from the
+        connecting process, or the one that started it. Never by the address alone: None where
+        several names fit.
+        """
+        key = address_key(conn.family, conn.raddr)
+        parents = [x for x in self._helped.get(conn.ppid, ()) if x.task.pid == conn.ppid]
+        fits = [
+            x
+            for x in (*self._helped.get(conn.pid, ()), *parents)
+            if key in x.keys
+            and 0 <= conn.connect_ns - x.end_ns < HELPER_NS
+            and x.task.pid != conn.pid
+            and not x.is_literal
+        ]
+        if sni is not None:
+            fits = [x for x in fits if x.name.lower().rstrip(".") == sni] or fits
+        if len({x.name for x in fits}) != 1:
+            return None
+        return Join(max(fits, key=lambda x: x.end_ns), "host")
 
     def literal_asked(self, conn: ConnEvent) -> bool:
         """Whether the process gave this very address, as a literal, to getaddrinfo()."""
@@ -200,15 +248,28 @@ def make_lookup(event: LookupEvent) -> Lookup:
 
 
 def make_wire_lookup(
-    task: Task, name: str, *, start_ns: int, end_ns: int, answers: list[tuple[int, bytes]]
+    task: Task,
+    name: str,
+    *,
+    start_ns: int,
+    end_ns: int | None,
+    answers: list[tuple[int, bytes]],
+    ret: int = 0,
 ) -> Lookup:
-    """A lookup as DNS messages tell it: (family, 16 bytes) of each address."""
+    """A lookup as DNS messages tell it.
+
+    Args:
+        end_ns: None where nobody answered.
+        answers: (family, 16 bytes) of each address.
+        ret: the EAI_ code that getaddrinfo() would have given.
+    """
     return Lookup(
         task=task,
         name=name,
         start_ns=start_ns,
-        end_ns=end_ns,
-        ret=0,
+        end_ns=end_ns or start_ns,
+        end_seen=end_ns is not None,
+        ret=ret,
         hint_flags=0,
         service_port=0,
         addresses=tuple(dict.fromkeys(address_text(*answer) for answer in answers)),

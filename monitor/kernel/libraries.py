@@ -22,6 +22,8 @@ __all__ = ["Libraries"]
 _LIBRARY = re.compile(r"/(?:libc|libssl|libgnutls|ld-musl|libc-\d)[^/]*$")
 _UNSEEN = {
     "getaddrinfo": "names and what they resolved to",
+    "gethostbyname_r": "what gethostbyname() resolved",
+    "gethostbyname2_r": "what gethostbyname2() resolved",
     "SSL_do_handshake": "what OpenSSL itself says of a handshake",
     "gnutls_handshake": "what GnuTLS itself says of a handshake",
 }

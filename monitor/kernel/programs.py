@@ -71,6 +71,10 @@ PROGRAMS: Final = (
     _program("sock_release", ProgramType.CGROUP_SOCK, 34),
     _program("getaddrinfo_enter", ProgramType.KPROBE),
     _program("getaddrinfo_return", ProgramType.KPROBE),
+    _program("hostent_enter", ProgramType.KPROBE),
+    _program("hostent_return", ProgramType.KPROBE),
+    _program("hostent2_enter", ProgramType.KPROBE),
+    _program("hostent2_return", ProgramType.KPROBE),
     _program("openssl_enter", ProgramType.KPROBE),
     _program("openssl_return", ProgramType.KPROBE),
     _program("gnutls_enter", ProgramType.KPROBE),
@@ -97,6 +101,9 @@ CGROUP_HOOKS: Final = (
 # library function -> (program at entry, program at return)
 PROBED_FUNCTIONS: Final = {
     "getaddrinfo": ("getaddrinfo_enter", "getaddrinfo_return"),
+    # gethostbyname() and gethostbyname2() call these
+    "gethostbyname_r": ("hostent_enter", "hostent_return"),
+    "gethostbyname2_r": ("hostent2_enter", "hostent2_return"),
     "SSL_do_handshake": ("openssl_enter", "openssl_return"),
     "gnutls_handshake": ("gnutls_enter", "gnutls_return"),
 }
@@ -108,6 +115,7 @@ MAPS: Final = (
     "lookup_by_thread",
     "handshake_by_thread",
     "handshake_by_object",
+    "dns_server_by_pid",
     "live_by_slot",
     "blank_conn",
     "blank_lookup",

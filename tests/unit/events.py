@@ -174,7 +174,7 @@ class World:
 
     def __init__(self, *, lookups_seen: bool = True, live: bool = False) -> None:
         self.core = Correlator(
-            facts=Facts(boot="b007b007", lookups_seen=lookups_seen),
+            facts=Facts(boot="b007b007", lookups_seen=lookups_seen, hostname=b"myhost"),
             identities=People(),
             clock=Clock(WALL_NS - BOOT_NS),
             live=live,

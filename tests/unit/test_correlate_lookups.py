@@ -6,7 +6,7 @@ import pytest
 
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.lookups import AMBIGUOUS, PER_PROCESS, LookupTable
-from monitor.decode import ConnFlag
+from monitor.decode import ConnFlag, ExecEvent, Task
 from tests.unit.events import (
     PID,
     START_NS,
@@ -259,7 +259,7 @@ def test_a_snapshot_wants_only_open_connections_that_it_has_a_use_for():
     key, process = (opened.sk, opened.connect_ns), (PID, START_NS)
 
     def wants(established: bool = True, live: World = world) -> bool:
-        return live.core.wants(key, process, established=established)
+        return live.core.wants(key, process, 1, established=established)
 
     assert not wants()  # its process has looked up nothing
     assert wants(live=World(live=True))
@@ -272,3 +272,48 @@ def test_a_snapshot_wants_only_open_connections_that_it_has_a_use_for():
     record = only(world.feed(ended(opened, 3000)))
     assert record.host == "one.example"
     assert world.core.vanished == 0
+
+
+# -- by another process -----------------------------------------------------------------------
+
+
+def executed(pid: int, parent: int) -> ExecEvent:
+    task = Task(START_NS, 0, 0, 0, pid, pid, parent, 0, 0, b"")
+    return ExecEvent(task, at(0), b"/bin/x")
+
+
+def test_a_child_looks_up_for_its_parent() -> None:
+    world = World()
+    world.feed(lookup(0, "one.example", A, end=10, pid=700)._replace(task=child_of(PID, 700)))
+    record = only(world.feed(ended(conn(20, A), 100)))
+    assert (record.host, record.dns_match, record.dns_us) == ("one.example", "host", 10_000)
+
+
+def test_a_grandchild_does_and_a_stranger_does_not() -> None:
+    world = World()
+    world.feed(executed(600, PID), executed(650, 600))
+    world.feed(lookup(0, "one.example", A, end=10, pid=700)._replace(task=child_of(650, 700)))
+    assert only(world.feed(ended(conn(20, A, pid=99), 100))).host is None
+    assert only(world.feed(ended(conn(20, A), 100))).host == "one.example"
+
+
+def test_a_child_goes_on_with_what_its_parent_looked_up() -> None:
+    world = World()
+    world.feed(lookup(0, "one.example", A, end=10, pid=1234))
+    child = conn(20, A)._replace(ppid=1234)
+    assert only(world.feed(ended(child, 100))).dns_match == "host"
+
+
+def test_siblings_names_late_ones_and_several_names_name_nothing() -> None:
+    world = World()
+    world.feed(lookup(0, "one.example", A, end=10, pid=700)._replace(task=child_of(1234, 700)))
+    assert only(world.feed(ended(conn(20, A)._replace(ppid=1234), 100))).host is None
+    world.feed(lookup(200, "one.example", A, end=210, pid=701)._replace(task=child_of(PID, 701)))
+    assert only(world.feed(ended(conn(2300, A), 2400))).host is None
+    world.feed(lookup(3000, "one.example", A, end=3010, pid=702)._replace(task=child_of(PID, 702)))
+    world.feed(lookup(3000, "two.example", A, end=3010, pid=703)._replace(task=child_of(PID, 703)))
+    assert only(world.feed(ended(conn(3020, A), 3100))).host is None
+
+
+def child_of(parent: int, pid: int) -> Task:
+    return Task(START_NS, 9, 7, 8, pid, pid, parent, 1000, 4026531840, b"helper")

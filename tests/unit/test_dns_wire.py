@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import time
+
 import dns.message
 import dns.rcode
 import dns.rrset
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.correlate.dns_wire import PER_PROCESS, DnsTable, parse_answer
-from monitor.decode import DnsEvent, Task
-from tests.unit.events import PID, START_NS, World, at, conn, ended, lookup, only
+from monitor.correlate.dns_wire import MAX_UNDECIDED, PER_PROCESS, DnsTable, parse_answer
+from monitor.decode import ConnFlag, DnsEvent, DnsFlag, Task
+from tests.unit.events import (
+    PID,
+    START_NS,
+    World,
+    at,
+    client_hello,
+    conn,
+    ended,
+    hello,
+    lookup,
+    only,
+    process_exit,
+)
 
 A, B, V6 = "192.0.2.1", "192.0.2.2", "2001:db8::1"
 
@@ -23,10 +38,19 @@ def messages(name: str, kind: str, *addresses: str, number: int = 7) -> tuple[by
     return question.to_wire(), answer.to_wire()
 
 
-def event(data: bytes, ms: float, *, received: bool, sk: int = 1, tid: int = PID) -> DnsEvent:
+def event(
+    data: bytes,
+    ms: float,
+    *,
+    received: bool,
+    sk: int = 1,
+    tid: int = PID,
+    flags: int = 0,
+    seq: int = 0,
+) -> DnsEvent:
     pid, start_ns = (0, 0) if received else (PID, START_NS)
     task = Task(start_ns, 0, 0, 0, pid, 0 if received else tid, 0, 0, 0, b"")
-    return DnsEvent(task, sk, at(ms), received, False, data)
+    return DnsEvent(task, sk, at(ms), int(received) | flags, seq, data)
 
 
 def exchange(
@@ -133,3 +157,160 @@ def test_a_damaged_answer_never_raises(data):
     parse_answer(bytes(raw))
     table = DnsTable()
     table.add(event(bytes(raw), 1, received=True))
+
+
+# -- over TCP, and lookups that fail ----------------------------------------------------------
+
+
+def stream(data: bytes) -> bytes:
+    return len(data).to_bytes(2, "big") + data
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000])
+def test_messages_over_tcp_are_put_together(piece: int) -> None:
+    question, answer = messages("one.example", "A", A)
+    other, other_answer = messages("two.example", "A", B, number=8)
+    sent, got = stream(question) + stream(other), stream(answer) + stream(other_answer)
+    world = World()
+    for ms, received, data in ((0, False, sent), (20, True, got)):
+        for at_byte in range(0, len(data), piece):
+            part = data[at_byte : at_byte + piece]
+            seq = (0xFFFFFFF0 + at_byte) & 0xFFFFFFFF
+            world.feed(event(part, ms, received=received, flags=DnsFlag.STREAM, seq=seq))
+    assert only(world.feed(ended(conn(40, A), 100))).host == "one.example"
+    assert only(world.feed(ended(conn(41, B, sk=2), 100))).host == "two.example"
+
+
+def test_a_stream_with_a_hole_starts_anew():
+    question, answer = messages("one.example", "A", A)
+    world = World()
+    flags = int(DnsFlag.STREAM)
+    world.feed(event(stream(question)[:9], 0, received=False, flags=flags, seq=1))
+    world.feed(event(stream(question), 1, received=False, flags=flags, seq=900))
+    world.feed(event(stream(answer), 9, received=True, flags=flags, seq=5))
+    assert only(world.feed(ended(conn(40, A), 100))).host == "one.example"
+
+
+def test_an_answer_cut_short_and_asked_for_again_is_one_lookup():
+    question, answer = messages("one.example", "A", A)
+    cut = bytearray(answer[: len(question)])
+    cut[2] |= 2
+    cut[6:8] = b"\0\0"
+    world = World()
+    world.feed(event(question, 0, received=False), event(bytes(cut), 10, received=True))
+    flags = int(DnsFlag.STREAM)
+    world.feed(event(stream(question), 12, received=False, sk=5, flags=flags, seq=1))
+    world.feed(event(stream(answer), 30, received=True, sk=5, flags=flags, seq=1))
+    record = only(world.feed(ended(conn(40, A), 100)))
+    assert (record.host, record.dns_us) == ("one.example", 30_000)
+    assert world.snapshot(60_000) == []
+
+
+def failing(name: str, rcode: int, asked: float, answered: float | None, **more: int):
+    events = []
+    for sk, kind in ((1, "A"), (2, "AAAA")):
+        question = dns.message.make_query(name, kind, id=7)
+        answer = dns.message.make_response(question)
+        answer.set_rcode(rcode)
+        events.append(event(question.to_wire(), asked, received=False, sk=sk, **more))
+        if answered is not None:
+            events.append(event(answer.to_wire(), answered, received=True, sk=sk))
+    return events
+
+
+@pytest.mark.parametrize(
+    ("rcode", "error", "disposition"),
+    [(3, "EAI_NONAME", 3), (2, "EAI_AGAIN", 2), (0, "EAI_NODATA", 3), (5, "EAI_AGAIN", 2)],
+)
+def test_a_name_that_nobody_knows_is_a_failed_record(rcode, error, disposition):
+    world = World()
+    world.feed(*failing("none.example", rcode, 0, 20))
+    assert world.snapshot(300) == []
+    record = only(world.snapshot(500))
+    assert (record.host, record.state, record.error) == ("none.example", "failed", error)
+    assert (record.dns_us, record.dns_disp, record.dns_source) == (20_000, disposition, "wire")
+    assert world.snapshot(60_000) == []
+
+
+def test_what_nobody_answers_fails_in_the_end_and_nobody_knows_when():
+    world = World()
+    world.feed(*failing("none.example", 0, 0, None))
+    assert world.snapshot(10_000) == []
+    record = only(world.snapshot(16_000))
+    assert (record.error, record.dns_us, record.dns_disp) == ("EAI_AGAIN", None, 2)
+
+
+def test_what_a_process_left_unanswered_fails_with_its_end():
+    world = World()
+    world.feed(*failing("none.example", 0, 0, None))
+    world.feed(process_exit(900))
+    assert only(world.snapshot(1_000)).error == "EAI_AGAIN"
+
+
+def test_one_family_of_two_is_no_failure():
+    world = World()
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20, sk=1))
+    question, answer = messages("one.example", "AAAA")
+    world.feed(event(question, 1, received=False, sk=2), event(answer, 19, received=True, sk=2))
+    assert world.snapshot(60_000) == []
+
+
+def test_tries_of_a_search_list_are_one_lookup():
+    world = World()
+    world.feed(*failing("none.example.search.example", 3, 0, 20))
+    world.feed(*failing("none.example", 3, 21, 40))
+    world.feed(*failing("other.example", 3, 21, 40))
+    records = world.snapshot(1_000)
+    assert [(r.host, r.dns_us) for r in records] == [
+        ("none.example", 40_000),
+        ("other.example", 19_000),
+    ]
+    world.feed(*failing("some.example", 3, 2_000, 2_020))
+    world.feed(*exchange("some.example.search.example", "A", A, asked=2_021, answered=2_040))
+    assert world.snapshot(60_000) == []
+
+
+@pytest.mark.parametrize("flag", [DnsFlag.INSIDE, DnsFlag.SERVER])
+def test_what_another_probe_or_a_server_asks_is_no_failure_of_its_own(flag):
+    world = World()
+    world.feed(*failing("none.example", 3, 0, 20, flags=int(flag)))
+    assert world.snapshot(60_000) == []
+
+
+def test_sni_tells_two_names_of_one_address_apart():
+    world = World()
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20, sk=1))
+    world.feed(*exchange("two.example", "A", A, asked=5, answered=25, sk=2))
+    secure = conn(40, A)
+    world.feed(hello(secure, client_hello("one.example")))
+    record = only(world.feed(ended(secure, 100, flags=ConnFlag.TLS | ConnFlag.PACKETS)))
+    assert (record.host, record.host_source) == ("one.example", "lookup")
+
+
+def test_failures_are_bounded_and_quickly_told_apart():
+    table = DnsTable()
+    for number in range(5_000):
+        for one in failing(f"n{number}.example", 3, number / 1000, number / 1000):
+            table.add(one)
+    begin = time.process_time()
+    assert len(table.failures(at(10_000))) == MAX_UNDECIDED
+    assert table.failures(at(10_000)) == []
+    assert time.process_time() - begin < 2
+
+
+def test_the_same_question_again_is_another_lookup():
+    world = World()
+    for begin in (0, 100, 200):
+        world.feed(*exchange("one.example", "AAAA", asked=begin, answered=begin + 10, sk=2))
+        world.feed(*exchange("one.example", "A", A, asked=begin, answered=begin + 20, sk=1))
+        record = only(world.feed(ended(conn(begin + 30, A, sk=begin + 1), begin + 50)))
+        assert (record.host, record.dns_us) == ("one.example", 20_000)
+
+
+def test_a_literal_given_to_getaddrinfo_is_the_name_that_dns_gave_it_for():
+    world = World()
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20))
+    world.feed(lookup(21, A, A, end=22))
+    assert only(world.feed(ended(conn(30, A), 100))).host == "one.example"
+    late = only(world.feed(ended(conn(5_000, A, sk=9), 5_100)))
+    assert (late.host, late.dns_source) == (None, "literal")
