@@ -19,6 +19,7 @@ static __always_inline void fill_dns(struct dns_event *e, u64 sk, u32 seq, u32 l
 	__builtin_memset(&e->task, 0, sizeof(e->task));
 	if (!(flags & DNS_RECEIVED)) {
 		read_task(&e->task);
+		e->task.netns = read_sock_netns(sk);
 		if (lookup_by_thread.lookup(&thread))
 			flags |= DNS_INSIDE;
 		if (dns_server_by_pid.lookup(&pid))

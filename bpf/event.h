@@ -95,6 +95,9 @@ enum tls_library {
 	LIB_NONE = 0,
 	LIB_OPENSSL = 1,
 	LIB_GNUTLS = 2,
+	LIB_NSS = 3,
+	LIB_WOLFSSL = 4,
+	LIB_MBEDTLS = 5,
 };
 
 /* life of an entry; numbers are ours, the kernel's TCP_ states are in tcp_state */

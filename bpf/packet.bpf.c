@@ -411,7 +411,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	if (part.seq != next && (s32)(part.seq - next) > 0)
 		c->flags |= rx ? CONN_RX_GAP : CONN_TX_GAP;
 	if (c->rport == DNS_PORT && c->turn_count < DNS_TURNS)
-		submit_dns(skb, sk, part.seq, part.offset, part.len,
+		submit_dns(skb, c->sk, part.seq, part.offset, part.len,
 			   DNS_STREAM | (rx ? DNS_RECEIVED : 0));
 	now = bpf_ktime_get_ns();
 	if (rx) {

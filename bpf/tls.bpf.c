@@ -85,3 +85,33 @@ int gnutls_return(struct pt_regs *ctx)
 {
 	return handshake_return(ctx, 0);
 }
+
+int nss_enter(struct pt_regs *ctx)
+{
+	return handshake_enter(ctx, LIB_NSS);
+}
+
+int nss_return(struct pt_regs *ctx)
+{
+	return handshake_return(ctx, 0);
+}
+
+int wolfssl_enter(struct pt_regs *ctx)
+{
+	return handshake_enter(ctx, LIB_WOLFSSL);
+}
+
+int wolfssl_return(struct pt_regs *ctx)
+{
+	return handshake_return(ctx, 1);
+}
+
+int mbedtls_enter(struct pt_regs *ctx)
+{
+	return handshake_enter(ctx, LIB_MBEDTLS);
+}
+
+int mbedtls_return(struct pt_regs *ctx)
+{
+	return handshake_return(ctx, 0);
+}

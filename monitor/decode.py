@@ -110,6 +110,9 @@ class Library(IntEnum):
     NONE = 0
     OPENSSL = 1
     GNUTLS = 2
+    NSS = 3
+    WOLFSSL = 4
+    MBEDTLS = 5
 
 
 # enum counter, in its order

@@ -39,6 +39,9 @@ _LIBRARY_KINDS: Final = {
     "gethostbyname2_r": "libc",
     "SSL_do_handshake": "openssl",
     "gnutls_handshake": "gnutls",
+    "SSL_ForceHandshake": "nss",
+    "wolfSSL_connect": "wolfssl",
+    "mbedtls_ssl_handshake": "mbedtls",
 }
 
 

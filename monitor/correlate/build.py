@@ -35,7 +35,9 @@ SILENT_PEER_NS: Final = 900_000_000
 # user waited for, and the record starts at connect().
 CACHED_NS: Final = 1_000_000_000
 _EPROTO: Final = "EPROTO"
-_LIBRARIES: Final = {Library.OPENSSL: "openssl", Library.GNUTLS: "gnutls"}
+_LIBRARIES: Final[dict[int, str]] = {
+    library: library.name.lower() for library in Library if library is not Library.NONE
+}
 
 
 @dataclass(slots=True)

@@ -19,13 +19,16 @@ from monitor.kernel.targets import ProbePrograms, Targets, TargetStatus
 
 __all__ = ["Libraries"]
 
-_LIBRARY = re.compile(r"/(?:libc|libssl|libgnutls|ld-musl|libc-\d)[^/]*$")
+_LIBRARY = re.compile(r"/(?:libc|libssl|libgnutls|libwolfssl|libmbedtls|ld-musl|libc-\d)[^/]*$")
 _UNSEEN = {
     "getaddrinfo": "names and what they resolved to",
     "gethostbyname_r": "what gethostbyname() resolved",
     "gethostbyname2_r": "what gethostbyname2() resolved",
     "SSL_do_handshake": "what OpenSSL itself says of a handshake",
     "gnutls_handshake": "what GnuTLS itself says of a handshake",
+    "SSL_ForceHandshake": "what NSS itself says of a handshake",
+    "wolfSSL_connect": "what wolfSSL itself says of a handshake",
+    "mbedtls_ssl_handshake": "what mbedTLS itself says of a handshake",
 }
 
 

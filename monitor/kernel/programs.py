@@ -79,6 +79,12 @@ PROGRAMS: Final = (
     _program("openssl_return", ProgramType.KPROBE),
     _program("gnutls_enter", ProgramType.KPROBE),
     _program("gnutls_return", ProgramType.KPROBE),
+    _program("nss_enter", ProgramType.KPROBE),
+    _program("nss_return", ProgramType.KPROBE),
+    _program("wolfssl_enter", ProgramType.KPROBE),
+    _program("wolfssl_return", ProgramType.KPROBE),
+    _program("mbedtls_enter", ProgramType.KPROBE),
+    _program("mbedtls_return", ProgramType.KPROBE),
     _program("live_read", ProgramType.RAW_TRACEPOINT),
 )
 
@@ -106,6 +112,9 @@ PROBED_FUNCTIONS: Final = {
     "gethostbyname2_r": ("hostent2_enter", "hostent2_return"),
     "SSL_do_handshake": ("openssl_enter", "openssl_return"),
     "gnutls_handshake": ("gnutls_enter", "gnutls_return"),
+    "SSL_ForceHandshake": ("nss_enter", "nss_return"),
+    "wolfSSL_connect": ("wolfssl_enter", "wolfssl_return"),
+    "mbedtls_ssl_handshake": ("mbedtls_enter", "mbedtls_return"),
 }
 
 MAPS: Final = (

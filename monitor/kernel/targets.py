@@ -40,7 +40,15 @@ _REFRESH_NS: Final = 60_000_000_000  # how soon a library that was upgraded is u
 _STANDARD: Final = tuple(
     f"{folder}/{name}"
     for folder in ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/lib/*-linux-*")
-    for name in ("libc.so.6", "ld-musl-*.so.1", "libssl.so.*", "libgnutls.so.*")
+    for name in (
+        "libc.so.6",
+        "ld-musl-*.so.1",
+        "libssl.so.*",
+        "libgnutls.so.*",
+        "libssl3.so",
+        "libwolfssl.so.*",
+        "libmbedtls.so.*",
+    )
 )
 
 
