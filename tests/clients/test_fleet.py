@@ -1,4 +1,4 @@
-"""Thirty-one programs of fifteen TLS stacks and languages, named nowhere in conmond: one HTTPS
+"""Thirty-three programs of fifteen languages and TLS stacks, named nowhere in conmond: one HTTPS
 request each, and three ways to fail."""
 
 import pytest

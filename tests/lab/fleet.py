@@ -89,6 +89,14 @@ def _java(url: str, tools: Tools) -> list[str]:
     ]  # fmt: skip
 
 
+def _wolfssl(url: str, tools: Tools) -> list[str]:
+    program = tools.folder / "wolfssl_get"
+    if not program.exists():
+        source = str(SCRIPTS / "wolfssl_get.c")
+        subprocess.run(["gcc", "-o", str(program), source, "-lwolfssl"], check=True)
+    return [str(program), *_at(url), tools.ca]
+
+
 _LWP = """
 my $agent = LWP::UserAgent->new(ssl_opts => {SSL_ca_file => $ARGV[1]});
 exit !$agent->get($ARGV[0])->is_success;
@@ -208,6 +216,17 @@ FLEET: tuple[Client, ...] = (
         source="mbedtls",
         checks="after",
     ),
+    Client(
+        name="tstclnt",
+        stack="C, NSS",
+        argv=lambda url, tools: [
+            "tstclnt", "-h", _at(url)[0], "-p", _at(url)[1], "-D", "-o", "-Q",
+        ],
+        source="wire",  # its handshake happens inside PR_Send()
+        checks="never",
+        stdin=REQUEST,
+    ),
+    Client(name="wolfssl", stack="C, wolfSSL", argv=_wolfssl, source="wolfssl"),
     Client(
         name="lynx",
         stack="C, GnuTLS, resolver in a child",

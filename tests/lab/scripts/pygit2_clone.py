@@ -1,4 +1,4 @@
-"""libgit2 with mbedTLS asks a server for a repository; there is none, so it fails after the answer."""
+"""libgit2 with mbedTLS asks a server for a repository that is not there, so it fails after that."""
 
 import sys
 import tempfile
