@@ -89,12 +89,18 @@ def _java(url: str, tools: Tools) -> list[str]:
     ]  # fmt: skip
 
 
-def _wolfssl(url: str, tools: Tools) -> list[str]:
-    program = tools.folder / "wolfssl_get"
-    if not program.exists():
-        source = str(SCRIPTS / "wolfssl_get.c")
-        subprocess.run(["gcc", "-o", str(program), source, "-lwolfssl"], check=True)
-    return [str(program), *_at(url), tools.ca]
+def _compiled(name: str, *options: str) -> Callable[[str, Tools], list[str]]:
+    def argv(url: str, tools: Tools) -> list[str]:
+        program = tools.folder / name
+        if not program.exists():
+            source = str(SCRIPTS / f"{name}.c")
+            subprocess.run(["gcc", "-o", str(program), source, *options], check=True)
+        return [str(program), *_at(url), tools.ca]
+
+    return argv
+
+
+_NSS = ("-I/usr/include/nspr", "-I/usr/include/nss", "-lnss3", "-lssl3", "-lnspr4")
 
 
 _LWP = """
@@ -216,17 +222,8 @@ FLEET: tuple[Client, ...] = (
         source="mbedtls",
         checks="after",
     ),
-    Client(
-        name="tstclnt",
-        stack="C, NSS",
-        argv=lambda url, tools: [
-            "tstclnt", "-h", _at(url)[0], "-p", _at(url)[1], "-D", "-o", "-Q",
-        ],
-        source="wire",  # its handshake happens inside PR_Send()
-        checks="never",
-        stdin=REQUEST,
-    ),
-    Client(name="wolfssl", stack="C, wolfSSL", argv=_wolfssl, source="wolfssl"),
+    Client(name="nss", stack="C, NSS", argv=_compiled("nss_get", *_NSS), source="nss", checks="never"),
+    Client(name="wolfssl", stack="C, wolfSSL", argv=_compiled("wolfssl_get", "-lwolfssl"), source="wolfssl"),
     Client(
         name="lynx",
         stack="C, GnuTLS, resolver in a child",
