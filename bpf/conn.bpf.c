@@ -180,11 +180,15 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool v6)
 	struct conn_event *c;
 	u64 sk;
 
-	if (ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
+	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
 		return 1;
 	/* the verifier lets nobody compute with a typed pointer: copy its value */
 	read_kernel(&sk, sizeof(sk), &typed);
 	c = conn_by_sk.lookup(&sk);
+	if (c && c->flags & CONN_UDP)
+		end_conn(c, sk, PHASE_CLOSED); /* from now on it speaks to another peer */
+	if (ctx->protocol == IPPROTO_UDP)
+		return 1;
 	if (c && c->phase == PHASE_CALLING) {
 		c->flags |= CONN_SYNC_FAIL;
 		end_conn(c, sk, PHASE_FAILED);
@@ -224,7 +228,9 @@ int sock_release(struct bpf_sock *ctx)
 	u64 sk = (u64)ctx;
 	struct conn_event *c = conn_by_sk.lookup(&sk);
 
-	if (c && c->phase == PHASE_CALLING) {
+	if (c && c->flags & CONN_UDP) {
+		end_conn(c, sk, PHASE_CLOSED);
+	} else if (c && c->phase == PHASE_CALLING) {
 		c->flags |= CONN_SYNC_FAIL;
 		end_conn(c, sk, PHASE_FAILED);
 	}

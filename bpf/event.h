@@ -88,7 +88,10 @@ enum conn_flag {
 		<< 9, /* the ClientHello left inside the library call; else just after */
 	CONN_LOCAL_CLOSE = 1 << 10, /* this side closed or shut down first */
 	CONN_TLS_LATE = 1
-		<< 11, /* payload was exchanged before the ClientHello (STARTTLS, CONNECT) */
+		<< 11,      /* payload was exchanged before the ClientHello (STARTTLS, CONNECT) */
+	CONN_UDP = 1 << 12, /* datagrams; connect_ns is the first one's */
+	CONN_QUIC = 1
+		<< 13, /* ... of QUIC; ssl_done_ns is the first datagram sent of 1-RTT packets alone */
 };
 
 enum tls_library {
@@ -206,10 +209,10 @@ struct hello_event {
 	__u64 sk;
 	__u64 connect_ns; /* with sk, names the connection */
 	__u64 ts_ns;
-	__u32 seq;     /* TCP sequence of data[0] */
+	__u32 seq;     /* TCP sequence of data[0]; a QUIC datagram's number */
 	__u16 len;     /* bytes of data */
 	__u8 received; /* 1 = ServerHello */
-	__u8 number;   /* 1 first hello of its side, 2 after a HelloRetryRequest */
+	__u8 number; /* 1 first hello of its side, 2 after a HelloRetryRequest; 0 a QUIC datagram */
 	__u8 data[HELLO_MAX];
 };
 

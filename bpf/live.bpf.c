@@ -29,7 +29,7 @@ static __always_inline void read_live(u32 slot, u64 sk)
 	live->retransmits = READ_FIELD(u32, sk, OFF_tcp_sock_total_retrans);
 	live->tcp_state = READ_FIELD(u8, sk, OFF_sock_common_skc_state);
 	live->cookie = READ_FIELD(u64, sk, OFF_sock_common_skc_cookie);
-	if (live->cookie != before)
+	if (live->cookie != before || READ_FIELD(u16, sk, OFF_sock_sk_protocol) != IPPROTO_TCP)
 		live->cookie = 0;
 }
 

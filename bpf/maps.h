@@ -104,6 +104,12 @@ BPF_TABLE("lru_hash", struct handshake_key, struct handshake, handshake_by_objec
 BPF_TABLE("lru_hash", u32, u8, dns_server_by_pid, 256);
 
 /*
+ * struct sock * -> 1 for sockets to which a QUIC Initial came: a server's,
+ * whose own Initials begin nothing. Out: the least recently used.
+ */
+BPF_TABLE("lru_hash", u64, u8, quic_server_by_sk, 1024);
+
+/*
  * Slot -> figures of an open connection. Written when user space asks, which
  * says what goes where and reads it through mmap.
  */

@@ -9,7 +9,6 @@
 #include "kernel_fields.h"
 #include "maps.h"
 
-#define IPV6_HEADER      40
 #define IPV6_EXTENSIONS  4 /* hops walked before giving up */
 #define TCP_FLAG_FIN     0x01
 #define TCP_FLAG_SYN     0x02
@@ -19,10 +18,8 @@
 #define RECORD_HANDSHAKE 22
 #define CLIENT_HELLO     1
 #define SERVER_HELLO     2
-#define RECORDS_WALKED   16   /* record starts looked at in one packet */
-#define SERVER_HELLO_MAX 2048 /* with a post-quantum key share: 1.2 KB */
-#define DIR_TX           1
-#define DIR_RX           2
+#define RECORDS_WALKED   16          /* record starts looked at in one packet */
+#define SERVER_HELLO_MAX 2048        /* with a post-quantum key share: 1.2 KB */
 #define LATE_TLS_TURNS   16          /* STARTTLS and CONNECT come within so many turns */
 #define DNS_TURNS        256         /* of a TCP connection to port 53, whose bytes are kept */
 #define MEMORY_BIO_NS    50000000ULL /* from a library call to its bytes leaving */
@@ -72,16 +69,6 @@ static __always_inline int parse_packet(struct __sk_buff *skb, struct tcp_part *
 	part->offset = offset + (tcp[12] >> 4) * 4;
 	part->len = skb->len > part->offset ? skb->len - part->offset : 0;
 	return 1;
-}
-
-static __always_inline void copy_head(struct __sk_buff *skb, struct tcp_part *part, u8 *head,
-				      u8 *head_len)
-{
-	u32 less_one = (part->len > HEAD_LEN ? HEAD_LEN : part->len) - 1;
-
-	BOUND(less_one, HEAD_LEN - 1);
-	if (!bpf_skb_load_bytes(skb, part->offset, head, less_one + 1))
-		*head_len = less_one + 1;
 }
 
 /* The thread that sends a ClientHello is in its library's call, or just left it. */
@@ -137,59 +124,6 @@ static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *p
 	c->rx_record = c->rx_next;
 	c->hello_tx_left = size > HELLO_MAX ? HELLO_MAX : size;
 	join_handshake(c, now);
-}
-
-static __always_inline void fill_hello(struct hello_event *e, struct conn_event *c, u32 seq, u32 n,
-				       bool rx, u64 now)
-{
-	e->header.kind = EVENT_HELLO;
-	e->header.size = __builtin_offsetof(struct hello_event, data) + n;
-	e->sk = c->sk;
-	e->connect_ns = c->connect_ns;
-	e->ts_ns = now;
-	e->seq = seq;
-	e->len = n;
-	e->received = rx;
-	e->number = rx ? c->hello_rx_seen : 1;
-}
-
-/* Hand over n bytes of a hello that start at offset in this packet. */
-static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_event *c, u32 seq,
-					 u32 offset, u32 n, bool rx, u64 now)
-{
-	const u32 fixed = __builtin_offsetof(struct hello_event, data);
-	u32 less_one = n - 1;
-	struct hello_event *e;
-	long failed;
-
-	if (!n)
-		return;
-	if (n <= HELLO_SMALL) {
-		e = events.ringbuf_reserve(fixed + HELLO_SMALL);
-		if (!e)
-			e = events.ringbuf_reserve(fixed + HELLO_SMALL);
-		if (!e) {
-			count(COUNT_LOST_HELLO);
-			return;
-		}
-		fill_hello(e, c, seq, n, rx, now);
-		BOUND(less_one, HELLO_SMALL - 1);
-		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
-	} else {
-		e = events.ringbuf_reserve(sizeof(*e));
-		if (!e)
-			e = events.ringbuf_reserve(sizeof(*e));
-		if (!e) {
-			count(COUNT_LOST_HELLO);
-			return;
-		}
-		fill_hello(e, c, seq, n, rx, now);
-		BOUND(less_one, HELLO_MAX - 1);
-		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
-	}
-	if (failed)
-		e->len = 0;
-	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline void log_record(struct conn_event *c, u8 type, u16 len, bool first, bool rx,
@@ -329,44 +263,6 @@ static __always_inline void continue_hello(struct __sk_buff *skb, struct tcp_par
 		c->hello_tx_left = left - n;
 }
 
-/* logged: this packet went to the TLS record log, which user space judges */
-static __always_inline void count_turn(struct conn_event *c, bool logged, u64 now)
-{
-	u64 took = now - c->turn_start_ns;
-
-	if (logged)
-		return;
-	c->turn_count++;
-	c->turn_sum_ns += took;
-	if (took > c->turn_max_ns)
-		c->turn_max_ns = took;
-}
-
-static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
-{
-	u32 offset;
-	u8 ip[8];
-	u8 udp[8];
-	u8 next;
-
-	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
-		return;
-	if (ip[0] >> 4 == 4) {
-		offset = (ip[0] & 15) * 4;
-		if (bpf_skb_load_bytes(skb, 9, &next, 1))
-			return;
-	} else {
-		offset = IPV6_HEADER;
-		next = ip[6];
-	}
-	if (next != IPPROTO_UDP || bpf_skb_load_bytes(skb, offset, udp, sizeof(udp)))
-		return;
-	offset += sizeof(udp);
-	if (skb->len > offset)
-		dns_datagram(skb, sk, (u16)udp[0] << 8 | udp[1], (u16)udp[2] << 8 | udp[3], offset,
-			     skb->len - offset, rx);
-}
-
 static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 {
 	u64 sk = (u64)skb->sk;
@@ -385,6 +281,10 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 		read_kernel(&plain, sizeof(plain), &sk);
 		if (READ_FIELD(u16, plain, OFF_sock_sk_protocol) == IPPROTO_UDP)
 			on_udp(skb, plain, rx);
+		return 1;
+	}
+	if (c->flags & CONN_UDP) {
+		on_flow(skb, c, rx);
 		return 1;
 	}
 	if (!parse_packet(skb, &part))
@@ -421,7 +321,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 		if (!c->first_resp_ns && c->first_tx_ns)
 			c->first_resp_ns = now;
 		if (!c->rx_head_len)
-			copy_head(skb, &part, c->rx_head, &c->rx_head_len);
+			copy_head(skb, part.offset, part.len, c->rx_head, &c->rx_head_len);
 		if (c->hello_rx_left)
 			continue_hello(skb, &part, c, 1, now);
 		logged = c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX;
@@ -436,7 +336,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	if (!c->first_tx_ns)
 		c->first_tx_ns = now;
 	if (!c->tx_head_len)
-		copy_head(skb, &part, c->tx_head, &c->tx_head_len);
+		copy_head(skb, part.offset, part.len, c->tx_head, &c->tx_head_len);
 	if (!(c->flags & CONN_TLS) && c->last_dir != DIR_TX && c->turn_count < LATE_TLS_TURNS)
 		detect_tls(skb, &part, c, now);
 	if (c->hello_tx_left)

@@ -78,6 +78,8 @@ class ConnFlag(IntEnum):
     SSL_INSIDE = 1 << 9
     LOCAL_CLOSE = 1 << 10
     TLS_LATE = 1 << 11
+    UDP = 1 << 12
+    QUIC = 1 << 13
 
 
 class RecordFlag(IntEnum):

@@ -445,7 +445,7 @@ class Correlator:
 
     def _record(self, conn: ConnEvent, join: Join | None, earlier: tuple[ConnEvent, ...]) -> Record:
         hellos = None
-        if conn.flags & ConnFlag.TLS:
+        if conn.flags & (ConnFlag.TLS | ConnFlag.QUIC):
             key = (conn.sk, conn.connect_ns)
             hellos = self._hellos.take(*key) if conn.end_ns else self._hellos.get(*key)
         return record_of(
@@ -473,7 +473,7 @@ class Correlator:
         )
 
     def _sni(self, conn: ConnEvent) -> str | None:
-        if not conn.flags & ConnFlag.TLS:
+        if not conn.flags & ConnFlag.TLS:  # QUIC's would have to be decrypted first
             return None
         hellos = self._hellos.get(conn.sk, conn.connect_ns)
         if hellos is None or hellos.client is None or hellos.client.sni is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from monitor.decode import HelloEvent
@@ -13,12 +13,14 @@ from monitor.wire.hello import (
     parse_client_hello,
     parse_server_hello,
 )
+from monitor.wire.quic import Datagram
 
 __all__ = ["HelloTable", "Hellos"]
 
 # As many as connections can be open: each TLS connection waits here with its parsed hellos.
 MAX_CONNECTIONS: Final = 65_536
 MAX_BYTES: Final = 4096  # HELLO_MAX in bpf/event.h
+MAX_DATAGRAMS: Final = 16  # twice QUIC_DATAGRAMS in bpf/udp.bpf.c
 
 
 @dataclass(slots=True)
@@ -30,9 +32,21 @@ class Hellos:
     _client_bytes: bytes = b""
     _server_bytes: bytes = b""
     _server_number: int = 0
+    _datagrams: list[tuple[int, bool, bytes]] = field(default_factory=list)
+
+    def datagrams(self, since_ns: int) -> list[Datagram]:
+        """QUIC's first datagrams, their times in microseconds since then."""
+        return [
+            Datagram((ts_ns - since_ns) // 1000, received, data)
+            for ts_ns, received, data in self._datagrams
+        ]
 
     def add(self, event: HelloEvent) -> None:
         """Take in one part."""
+        if not event.number:
+            if len(self._datagrams) < MAX_DATAGRAMS:
+                self._datagrams.append((event.ts_ns, event.received, event.data))
+            return
         if not event.received:
             self._client_bytes = (self._client_bytes + event.data)[:MAX_BYTES]
             self.client = parse_client_hello(self._client_bytes)

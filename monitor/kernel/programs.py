@@ -24,6 +24,8 @@ __all__ = [
 SOURCES: Final = (
     "conn.bpf.c",
     "dns.bpf.c",
+    "hello.bpf.c",
+    "udp.bpf.c",
     "packet.bpf.c",
     "resolve.bpf.c",
     "tls.bpf.c",
@@ -125,6 +127,7 @@ MAPS: Final = (
     "handshake_by_thread",
     "handshake_by_object",
     "dns_server_by_pid",
+    "quic_server_by_sk",
     "live_by_slot",
     "blank_conn",
     "blank_lookup",

@@ -222,8 +222,19 @@ FLEET: tuple[Client, ...] = (
         source="mbedtls",
         checks="after",
     ),
-    Client(name="nss", stack="C, NSS", argv=_compiled("nss_get", *_NSS), source="nss", checks="never"),
-    Client(name="wolfssl", stack="C, wolfSSL", argv=_compiled("wolfssl_get", "-lwolfssl"), source="wolfssl"),
+    Client(
+        name="nss",
+        stack="C, NSS",
+        argv=_compiled("nss_get", *_NSS),
+        source="nss",
+        checks="never",
+    ),
+    Client(
+        name="wolfssl",
+        stack="C, wolfSSL",
+        argv=_compiled("wolfssl_get", "-lwolfssl"),
+        source="wolfssl",
+    ),
     Client(
         name="lynx",
         stack="C, GnuTLS, resolver in a child",

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What packet and datagram hooks share: the first bytes of a direction, a
+ * hello handed over, a turn counted.
+ */
+#include "event.h"
+#include "kernel_fields.h"
+#include "maps.h"
+
+#define IPV6_HEADER 40
+#define DIR_TX      1
+#define DIR_RX      2
+
+/* The first bytes of len (not 0) at offset. */
+static __always_inline void copy_head(struct __sk_buff *skb, u32 offset, u32 len, u8 *head,
+				      u8 *head_len)
+{
+	u32 less_one = (len > HEAD_LEN ? HEAD_LEN : len) - 1;
+
+	BOUND(less_one, HEAD_LEN - 1);
+	if (!bpf_skb_load_bytes(skb, offset, head, less_one + 1))
+		*head_len = less_one + 1;
+}
+
+static __always_inline void fill_hello(struct hello_event *e, struct conn_event *c, u32 seq, u32 n,
+				       bool rx, u64 now)
+{
+	e->header.kind = EVENT_HELLO;
+	e->header.size = __builtin_offsetof(struct hello_event, data) + n;
+	e->sk = c->sk;
+	e->connect_ns = c->connect_ns;
+	e->ts_ns = now;
+	e->seq = seq;
+	e->len = n;
+	e->received = rx;
+	e->number = c->flags & CONN_UDP ? 0 : rx ? c->hello_rx_seen : 1;
+}
+
+/* Hand over n bytes of a hello that start at offset in this packet. */
+static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_event *c, u32 seq,
+					 u32 offset, u32 n, bool rx, u64 now)
+{
+	const u32 fixed = __builtin_offsetof(struct hello_event, data);
+	u32 less_one = n - 1;
+	struct hello_event *e;
+	long failed;
+
+	if (!n)
+		return;
+	if (n <= HELLO_SMALL) {
+		e = events.ringbuf_reserve(fixed + HELLO_SMALL);
+		if (!e)
+			e = events.ringbuf_reserve(fixed + HELLO_SMALL);
+		if (!e) {
+			count(COUNT_LOST_HELLO);
+			return;
+		}
+		fill_hello(e, c, seq, n, rx, now);
+		BOUND(less_one, HELLO_SMALL - 1);
+		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
+	} else {
+		e = events.ringbuf_reserve(sizeof(*e));
+		if (!e)
+			e = events.ringbuf_reserve(sizeof(*e));
+		if (!e) {
+			count(COUNT_LOST_HELLO);
+			return;
+		}
+		fill_hello(e, c, seq, n, rx, now);
+		BOUND(less_one, HELLO_MAX - 1);
+		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
+	}
+	if (failed)
+		e->len = 0;
+	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+}
+
+/* logged: this packet went to the TLS record log, which user space judges */
+static __always_inline void count_turn(struct conn_event *c, bool logged, u64 now)
+{
+	u64 took = now - c->turn_start_ns;
+
+	if (logged)
+		return;
+	c->turn_count++;
+	c->turn_sum_ns += took;
+	if (took > c->turn_max_ns)
+		c->turn_max_ns = took;
+}

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * UDP: what a process exchanges with one peer over a connected socket, and
+ * QUIC over any. Begun by the first datagram sent, since connect() alone
+ * sends nothing (getaddrinfo() does it to sort addresses), and ended by the
+ * release of the socket or its next connect().
+ */
+#include "event.h"
+#include "kernel_fields.h"
+#include "maps.h"
+
+#define QUIC_V1        0x00000001
+#define QUIC_V2        0x6b3343cf
+#define QUIC_LONG      0xc0 /* header form and fixed bit */
+#define QUIC_LEAST     1200 /* a client's Initial fills a datagram of so much */
+#define QUIC_DATAGRAMS 8    /* of one direction, handed over while the handshake is under way */
+
+struct udp_part {
+	u32 offset; /* of the payload, from the IP header */
+	u32 len;    /* of the payload */
+	u16 sport;
+	u16 dport;
+};
+
+/* 0 = this is no UDP packet we understand, or it is empty. */
+static __always_inline int parse_udp(struct __sk_buff *skb, struct udp_part *part)
+{
+	u8 ip[8];
+	u8 udp[8];
+	u8 next;
+
+	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
+		return 0;
+	if (ip[0] >> 4 == 4) {
+		part->offset = (ip[0] & 15) * 4;
+		if (bpf_skb_load_bytes(skb, 9, &next, 1))
+			return 0;
+	} else {
+		part->offset = IPV6_HEADER;
+		next = ip[6];
+	}
+	if (next != IPPROTO_UDP || bpf_skb_load_bytes(skb, part->offset, udp, sizeof(udp)))
+		return 0;
+	part->sport = (u16)udp[0] << 8 | udp[1];
+	part->dport = (u16)udp[2] << 8 | udp[3];
+	part->offset += sizeof(udp);
+	part->len = skb->len > part->offset ? skb->len - part->offset : 0;
+	return part->len != 0;
+}
+
+/* 1 = an Initial packet of a version that we can read (RFC 9000, 9369). */
+static __always_inline int is_quic_initial(struct __sk_buff *skb, struct udp_part *part)
+{
+	u32 version;
+	u8 h[5];
+
+	if (part->len < QUIC_LEAST || bpf_skb_load_bytes(skb, part->offset, h, sizeof(h)))
+		return 0;
+	if ((h[0] & QUIC_LONG) != QUIC_LONG)
+		return 0;
+	version = (u32)h[1] << 24 | (u32)h[2] << 16 | (u32)h[3] << 8 | h[4];
+	return (version == QUIC_V1 && (h[0] & 0x30) == 0x00) ||
+	       (version == QUIC_V2 && (h[0] & 0x30) == 0x10);
+}
+
+/* The datagram's peer, for a socket that is not connected. */
+static __always_inline void read_flow(struct __sk_buff *skb, struct conn_event *c,
+				      struct udp_part *part)
+{
+	u8 first;
+
+	if (bpf_skb_load_bytes(skb, 0, &first, 1))
+		return;
+	c->lport = part->sport;
+	c->rport = part->dport;
+	if (first >> 4 == 4) {
+		c->family = AF_INET;
+		bpf_skb_load_bytes(skb, 12, c->laddr, 4);
+		bpf_skb_load_bytes(skb, 16, c->raddr, 4);
+	} else {
+		c->family = AF_INET6;
+		bpf_skb_load_bytes(skb, 8, c->laddr, 16);
+		bpf_skb_load_bytes(skb, 24, c->raddr, 16);
+	}
+}
+
+static __always_inline void note_datagram(struct __sk_buff *skb, struct conn_event *c,
+					  struct udp_part *part, bool rx, u64 now)
+{
+	bool quic_long = 0;
+	u32 left;
+
+	if (c->flags & CONN_QUIC) {
+		u8 first = 0;
+
+		bpf_skb_load_bytes(skb, part->offset, &first, 1);
+		quic_long = (first & QUIC_LONG) == QUIC_LONG;
+		/* counted down: datagrams still to be handed over */
+		left = rx ? c->hello_rx_left : c->hello_tx_left;
+		if (quic_long && left) {
+			u32 n = part->len > HELLO_MAX ? HELLO_MAX : part->len;
+
+			submit_hello(skb, c, QUIC_DATAGRAMS - left, part->offset, n, rx, now);
+			if (rx)
+				c->hello_rx_left = left - 1;
+			else
+				c->hello_tx_left = left - 1;
+		}
+		if (!quic_long && !rx && !c->ssl_done_ns)
+			c->ssl_done_ns = now; /* first datagram of 1-RTT packets alone */
+	}
+	if (rx) {
+		c->bytes_received += part->len;
+		if (!c->first_rx_ns)
+			c->first_rx_ns = now;
+		if (!c->first_resp_ns)
+			c->first_resp_ns = now;
+		if (!c->rx_head_len)
+			copy_head(skb, part->offset, part->len, c->rx_head, &c->rx_head_len);
+		if (c->last_dir == DIR_TX)
+			count_turn(c, 0, now);
+		c->last_dir = DIR_RX;
+		return;
+	}
+	c->bytes_sent += part->len;
+	if (!c->first_tx_ns)
+		c->first_tx_ns = now;
+	if (!c->tx_head_len)
+		copy_head(skb, part->offset, part->len, c->tx_head, &c->tx_head_len);
+	if (c->last_dir != DIR_TX)
+		c->turn_start_ns = now;
+	c->last_dir = DIR_TX;
+}
+
+/* A datagram of a socket that nothing is known of yet. sk may be computed with. */
+static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
+{
+	struct udp_part part = {};
+	struct conn_event *c;
+	bool connected, quic;
+
+	if (!parse_udp(skb, &part))
+		return;
+	dns_datagram(skb, sk, part.sport, part.dport, part.offset, part.len, rx);
+	if (part.sport == DNS_PORT || part.dport == DNS_PORT)
+		return;
+	if (rx) {
+		if (is_quic_initial(skb, &part)) {
+			u8 one = 1;
+
+			quic_server_by_sk.update(&sk, &one);
+		}
+		return;
+	}
+	connected = READ_FIELD(u16, sk, OFF_sock_common_skc_dport) != 0;
+	quic = is_quic_initial(skb, &part);
+	if (!connected && (!quic || quic_server_by_sk.lookup(&sk)))
+		return;
+	c = new_conn(sk);
+	if (!c)
+		return;
+	c->flags = CONN_UDP | CONN_PACKETS;
+	c->phase = PHASE_ESTABLISHED;
+	c->established_ns = c->connect_ns;
+	c->cookie = bpf_get_socket_cookie(skb);
+	if (quic) {
+		c->flags |= CONN_QUIC;
+		c->hello_ns = c->connect_ns;
+		c->hello_tx_left = QUIC_DATAGRAMS;
+		c->hello_rx_left = QUIC_DATAGRAMS;
+	}
+	read_flow(skb, c, &part);
+	note_datagram(skb, c, &part, 0, c->connect_ns);
+}
+
+/* A datagram of a flow that is known. */
+static __always_inline void on_flow(struct __sk_buff *skb, struct conn_event *c, bool rx)
+{
+	struct udp_part part = {};
+
+	if (!parse_udp(skb, &part))
+		return;
+	/* a socket that is not connected speaks to others as well: told apart by the port alone */
+	if ((rx ? part.sport : part.dport) != c->rport)
+		return;
+	note_datagram(skb, c, &part, rx, bpf_ktime_get_ns());
+}

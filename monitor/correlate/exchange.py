@@ -1,0 +1,224 @@
+"""What was exchanged on a connection once it stood: TLS, first request and answer, turns. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from conmon.heads import parse_heads
+from conmon.names import errno_name
+from conmon.record import Tls, Turns
+from monitor.correlate.hellos import Hellos
+from monitor.decode import ConnEvent, ConnFlag, Library, RecordFlag
+from monitor.wire.alerts import alert_name
+from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
+
+__all__ = ["Exchange", "exchange_of"]
+
+RECORD_LOG_MAX: Final = 32  # bpf/event.h
+_EPROTO: Final = "EPROTO"
+_LIBRARIES: Final[dict[int, str]] = {
+    library: library.name.lower() for library in Library if library is not Library.NONE
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """As the record's keys of the same names; ``response_us`` is its ``txn_resp_us``."""
+
+    tls: Tls | None = None
+    tls_us: int | None = None
+    response_us: int | None = None
+    greeting_us: int | None = None
+    turns: Turns | None = None
+    prot_specific: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def exchange_of(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
+    """Read one connection's packets.
+
+    Args:
+        conn: open or ended.
+        hellos: its TLS hellos or QUIC datagrams.
+    """
+    flags = conn.flags
+    if flags & ConnFlag.QUIC:
+        return _quic(conn, hellos)
+    if flags & ConnFlag.TLS:
+        return _secured(conn, hellos)
+    if not (conn.established_ns and flags & ConnFlag.PACKETS):
+        return Exchange()
+    response_us = greeting_us = None
+    if conn.first_tx_ns and conn.first_resp_ns:
+        response_us = (conn.first_resp_ns - conn.first_tx_ns) // 1000
+    if conn.first_rx_ns and (not conn.first_tx_ns or conn.first_rx_ns < conn.first_tx_ns):
+        greeting_us = (conn.first_rx_ns - conn.established_ns) // 1000
+    prot = None
+    if conn.rx_head_len and not flags & ConnFlag.UDP:
+        prot = parse_heads(conn.tx_head[: conn.tx_head_len], conn.rx_head[: conn.rx_head_len])
+    return Exchange(
+        response_us=response_us,
+        greeting_us=greeting_us,
+        turns=Turns(conn.turn_count, conn.turn_sum_ns // 1000, conn.turn_max_ns // 1000),
+        prot_specific=prot,
+    )
+
+
+def _secured(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
+    wire = _wire_of(conn, hellos)
+    view = _tls_of(conn, hellos, wire)
+    response_us = None
+    if wire.request_us is not None and wire.response_us is not None:
+        response_us = wire.response_us - wire.request_us
+    return Exchange(
+        tls=view.tls,
+        tls_us=view.us,
+        response_us=response_us,
+        turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
+        error=view.error,
+    )
+
+
+# What follows the handshake is encrypted, and which datagram answers which is not to be seen.
+def _quic(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
+    from monitor.wire import quic
+
+    seen = quic.analyze(
+        hellos.datagrams(conn.connect_ns) if hellos is not None else (),
+        one_rtt_us=(conn.ssl_done_ns - conn.connect_ns) // 1000 if conn.ssl_done_ns else None,
+    )
+    result: str | None = None
+    error: str | None = None
+    if conn.ssl_done_ns or seen.done_us is not None:
+        result = "ok"
+    elif conn.end_ns:
+        if seen.alert is not None:
+            result, error = "alert", _EPROTO
+        elif not conn.first_rx_ns:
+            result, error = "timeout", "ETIMEDOUT"
+        else:
+            result, error = ("rejected" if seen.handshake_sent else "closed"), _EPROTO
+    tls_us = None
+    if result == "ok" and seen.done_us is not None and seen.hello_us is not None:
+        tls_us = seen.done_us - seen.hello_us
+    client, server = seen.client, seen.server
+    tls = Tls(
+        source="wire",
+        version="TLSv1.3",  # the only one that QUIC has (RFC 9001 section 4.2)
+        cipher=server.cipher if server is not None and not server.hello_retry else None,
+        sni=client.sni if client is not None else None,
+        alpn=(client.alpn or None) if client is not None else None,
+        alpn_chosen=False if client is not None and client.alpn else None,
+        resumed=server.psk_selected if server is not None and result == "ok" else None,
+        result=result,
+        alert=alert_name(seen.alert) if seen.alert is not None else None,
+    )
+    return Exchange(tls=tls, tls_us=tls_us, error=error)
+
+
+def _wire_of(conn: ConnEvent, hellos: Hellos | None) -> Wire:
+    flags = conn.flags
+    rx, first = int(RecordFlag.RX), int(RecordFlag.FIRST)
+    return analyze(
+        [
+            (r.at_us, r.len, r.type, bool(r.flags & rx), bool(r.flags & first))
+            for r in conn.records()
+        ],
+        client=hellos.client if hellos else None,
+        server=hellos.server if hellos else None,
+        log_full=conn.log_len >= RECORD_LOG_MAX,
+        gap_rx=bool(flags & ConnFlag.RX_GAP),
+        gap_tx=bool(flags & ConnFlag.TX_GAP),
+        alert_tx=_alert(conn.alert_tx),
+        alert_rx=_alert(conn.alert_rx),
+    )
+
+
+def _alert(seen: int) -> int | None:
+    if not seen:
+        return None
+    return ENCRYPTED_ALERT if seen == 255 else seen - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _TlsView:
+    """The handshake, and what it means for the rest of the record."""
+
+    tls: Tls
+    us: int | None
+    error: str | None
+
+
+def _tls_of(conn: ConnEvent, hellos: Hellos | None, wire: Wire) -> _TlsView:
+    client = hellos.client if hellos else None
+    server = hellos.server if hellos else None
+    alpn: tuple[str, ...] | None = (client.alpn or None) if client else None
+    chosen: bool | None = None
+    if server and server.alpn:
+        alpn, chosen = (server.alpn,), True
+    elif alpn:
+        chosen = False
+    us: int | None = None
+    source = "wire"
+    if conn.ssl_done_ns:
+        source = _LIBRARIES.get(Library(conn.ssl_library), "wire")
+        us = (conn.ssl_done_ns - conn.ssl_first_ns) // 1000
+    elif wire.handshake_done_us is not None and wire.hello_us is not None:
+        us = wire.handshake_done_us - wire.hello_us
+    result, error = _tls_result(conn, wire)
+    if result != "ok":
+        us = None if result is not None else us
+        if conn.ssl_library:
+            source = _LIBRARIES.get(Library(conn.ssl_library), "wire")
+    tls = Tls(
+        source=source,
+        version=wire.version or (server.version if server else None),
+        cipher=server.cipher if server and not server.hello_retry else None,
+        sni=client.sni if client else None,
+        alpn=alpn,
+        alpn_chosen=chosen,
+        resumed=wire.resumed if result == "ok" else None,
+        result=result,
+        alert=wire.alert if result in ("alert", "rejected") else None,
+    )
+    return _TlsView(tls, us, error)
+
+
+def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
+    """The handshake's result, and the errno name it means for the record."""
+    ended = bool(conn.end_ns)
+    if conn.ssl_done_ns:
+        return "ok", None
+    # The library's own word that it failed outweighs lengths that look like a Finished.
+    library_failed = bool(conn.ssl_library and conn.ssl_calls and ended)
+    if wire.result == "ok" and not (library_failed and wire.request_us is None):
+        return "ok", None
+    if wire.result == "ok":
+        return "rejected", _EPROTO
+    if wire.result == "alert":
+        # OpenSSL answers a FIN in mid-handshake with an alert: the peer's leaving came first.
+        left = conn.flags & ConnFlag.RX_FIN and not conn.flags & ConnFlag.LOCAL_CLOSE
+        return ("closed" if left and wire.alert_from == "client" else "alert"), _EPROTO
+    if wire.result == "rejected":
+        return "rejected", _EPROTO
+    if not ended:
+        return None, None
+    if conn.flags & ConnFlag.RX_RST:
+        return "reset", "ECONNRESET"
+    if conn.sk_err:
+        errno = errno_name(conn.sk_err)
+        return ("timeout" if errno == "ETIMEDOUT" else "reset"), errno
+    if wire.result is None:
+        return None, None
+    if conn.flags & ConnFlag.RX_FIN and not conn.flags & ConnFlag.LOCAL_CLOSE:
+        return "closed", _EPROTO
+    # This side gave up: on the server's certificate, without an alert, or on waiting for it.
+    return ("rejected", _EPROTO) if wire.waiting_for == "client" else ("timeout", "ETIMEDOUT")
+
+
+def _tls_turns(conn: ConnEvent, wire: Wire) -> Turns:
+    """The log's turns, and those that the kernel counted once the log was full."""
+    count = wire.turn_count + conn.turn_count
+    total = wire.turn_sum_us + conn.turn_sum_ns // 1000
+    return Turns(count, total, max(wire.turn_max_us, conn.turn_max_ns // 1000))
