@@ -134,6 +134,41 @@ static __always_inline void on_syn_sent(u64 sk)
 	read_endpoints(c, sk);
 }
 
+/*
+ * A connection that a local process will accept. Nobody's context: who serves
+ * it is read when it answers or closes.
+ */
+static __always_inline void on_inbound(u64 sk)
+{
+	struct conn_event *c;
+
+	if (READ_FIELD(u16, sk, OFF_sock_sk_protocol) != IPPROTO_TCP)
+		return;
+	c = new_conn(sk);
+	if (!c)
+		return;
+	__builtin_memset(&c->task, 0, sizeof(c->task));
+	c->task.netns = read_sock_netns(sk);
+	c->flags = CONN_INBOUND | CONN_PACKETS;
+	c->cookie = READ_FIELD(u64, sk, OFF_sock_common_skc_cookie);
+	c->established_ns = c->connect_ns;
+	c->phase = PHASE_ESTABLISHED;
+	c->tcp_state = TCP_ESTABLISHED;
+	read_endpoints(c, sk);
+	c->tx_next = READ_FIELD(u32, sk, OFF_tcp_sock_rcv_nxt);
+	c->rx_next = READ_FIELD(u32, sk, OFF_tcp_sock_snd_nxt);
+}
+
+static __always_inline void read_server_task(struct conn_event *c)
+{
+	u32 netns = c->task.netns;
+
+	if (!(c->flags & CONN_INBOUND) || c->task.pid)
+		return;
+	read_task(&c->task);
+	c->task.netns = netns;
+}
+
 int sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 sk = ctx->args[0];
@@ -145,6 +180,13 @@ int sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	c = conn_by_sk.lookup(&sk);
+#ifdef INBOUND
+	if (!c && state == TCP_ESTABLISHED && (u32)ctx->args[1] == TCP_SYN_RECV)
+		on_inbound(sk);
+	/* only close() and shutdown() lead there, in the context of their caller */
+	if (c && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK))
+		read_server_task(c);
+#endif
 	if (!c)
 		return 0;
 	c->tcp_state = state;

@@ -79,7 +79,7 @@ static __always_inline void join_handshake(struct conn_event *c, u64 now)
 	struct handshake_key key = {};
 	struct handshake *h;
 
-	if (!call)
+	if (!call || c->flags & CONN_INBOUND)
 		return;
 	if (call->exit_ns && now - call->exit_ns > MEMORY_BIO_NS)
 		return;
@@ -305,6 +305,14 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	}
 	if (!part.len)
 		return 1;
+#ifdef INBOUND
+	/* from here on as its client sees it: tx is the side that asks */
+	if (c->flags & CONN_INBOUND) {
+		if (!rx)
+			read_server_task(c); /* the first answer leaves in the server's own call */
+		rx = !rx;
+	}
+#endif
 	next = rx ? c->rx_next : c->tx_next;
 	if ((s32)(part.seq + part.len - next) <= 0)
 		return 1; /* sent before */

@@ -100,6 +100,7 @@ _KEYS: Final[dict[tuple[str, ...], tuple[str, Callable[[Any], Any]]]] = {
     ("state_dir",): ("state_dir", _path),
     ("group",): ("group", _name),
     ("record", "cmdline"): ("record_cmdline", _flag),
+    ("record", "inbound"): ("record_inbound", _flag),
     ("history", "enabled"): ("history_enabled", _flag),
     ("history", "max_age"): ("history_max_age", _age),
     ("history", "max_size"): ("history_max_size", _size),

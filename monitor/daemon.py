@@ -85,7 +85,7 @@ def run(options: Options, out: RecordSink) -> int:
     _raise_descriptor_limit()
     _keep_memory_low()
     with _signals() as stop:
-        kernel = Kernel.open()
+        kernel = Kernel.open({"INBOUND": 1} if options.inbound else None)
         try:
             daemon = Daemon(options, out, kernel, stop)
             try:

@@ -80,6 +80,7 @@ class ConnFlag(IntEnum):
     TLS_LATE = 1 << 11
     UDP = 1 << 12
     QUIC = 1 << 13
+    INBOUND = 1 << 14
 
 
 class RecordFlag(IntEnum):

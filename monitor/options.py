@@ -62,12 +62,13 @@ class Options:
     """How the daemon is to run.
 
     ``live``: hand out each record once, with ``state`` open, when its set-up is complete, besides
-    the one at its end. ``cmdlines``: records tell their process's arguments. ``duration_s``: stop
-    by itself after so long; None is until a signal.
+    the one at its end. ``inbound``: accepted connections too. ``cmdlines``: records tell their
+    process's arguments. ``duration_s``: stop by itself after so long; None is until a signal.
     ``serve``: the query socket; None: there is none. ``history``: likewise.
     """
 
     live: bool = False
+    inbound: bool = False
     cmdlines: bool = False
     duration_s: float | None = None
     serve: Serve | None = Serve()
@@ -83,6 +84,7 @@ class Config:
     state_dir: str = DEFAULT_STATE_DIR
     group: str = "conmond"
     record_cmdline: bool = False
+    record_inbound: bool = False
     history_enabled: bool = True
     history_max_age: float = 7 * 86_400
     """Seconds."""

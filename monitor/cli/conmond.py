@@ -91,6 +91,11 @@ def make_parser() -> argparse.ArgumentParser:
         "(on in the table)",
     )
     parser.add_argument(
+        "--inbound",
+        action="store_true",
+        help="record accepted connections too, with role server",
+    )
+    parser.add_argument(
         "--for",
         dest="duration_s",
         type=_seconds,
@@ -148,6 +153,7 @@ def _options(given: argparse.Namespace, *, live: bool) -> Options:
         )
     return Options(
         live=live,
+        inbound=given.inbound or config.record_inbound,
         cmdlines=config.record_cmdline,
         duration_s=given.duration_s,
         serve=Serve(

@@ -128,6 +128,7 @@ def record_of(
     """
     flags = conn.flags
     established = conn.established_ns
+    inbound = bool(flags & ConnFlag.INBOUND)
     datagrams = bool(flags & ConnFlag.UDP)
     transport = ("quic" if flags & ConnFlag.QUIC else "udp") if datagrams else "tcp"
     ipv4 = is_ipv4(conn.family, conn.raddr)
@@ -178,12 +179,13 @@ def record_of(
         id=_record_id(facts, conn),
         start=clock.text(start_ns),
         state=state,
-        pid=conn.pid,
-        tid=conn.tid,
+        role="server" if inbound else "client",
+        pid=conn.pid or None,
+        tid=conn.tid or None,
         comm=who.comm,
         exe=who.exe,
         cmdline=who.cmdline,
-        uid=conn.uid,
+        uid=conn.uid if conn.pid else None,
         unit=who.unit,
         container=who.container,
         netns=conn.netns or None,
@@ -198,14 +200,16 @@ def record_of(
         peer=raddr if (conn.first_rx_ns if datagrams else established) else None,
         dns=lookup.addresses if lookup else None,
         dns_us=(lookup.end_ns - lookup.start_ns) // 1000 if lookup else None,
-        dns_disp=_dns_disp(lookup, facts),
+        dns_disp=None if inbound else _dns_disp(lookup, facts),
         dns_source=lookup.source if lookup else ("literal" if literal else None),
         dns_age_us=(conn.connect_ns - lookup.end_ns) // 1000 if lookup else None,
         dns_match=join.match if join else None,
         sockconn_us=(
-            (established - conn.connect_ns) // 1000 if established and not datagrams else None
+            (established - conn.connect_ns) // 1000
+            if established and not datagrams and not inbound
+            else None
         ),
-        attempts=() if datagrams else attempts,
+        attempts=() if datagrams or inbound else attempts,
         tls_us=exchange.tls_us,
         tls=tls,
         txn_resp_us=request_us,

@@ -284,6 +284,8 @@ class Correlator:
         join: Join | None
         if opened is not None and opened.joined:
             join = opened.join
+        elif conn.flags & ConnFlag.INBOUND:
+            join = None
         else:
             found = None
             if (conn.pid, conn.start_ns) in self._lookups:
@@ -371,6 +373,8 @@ class Correlator:
 
     def _conn_ended(self, conn: ConnEvent) -> list[Record]:
         opened = self._open.pop((conn.sk, conn.connect_ns), None)
+        if conn.flags & ConnFlag.INBOUND:
+            return [self._record(conn, None, ())]
         if opened is not None and opened.joined:
             return self._finish_conn(conn, opened.join, opened.earlier)
         if (conn.pid, conn.start_ns) not in self._lookups:
@@ -455,6 +459,7 @@ class Correlator:
             who=self._who(conn),
             join=join,
             literal=join is None
+            and not conn.flags & ConnFlag.INBOUND
             and (conn.pid, conn.start_ns) in self._lookups
             and self._lookups.literal_asked(conn),
             hellos=hellos,
@@ -491,6 +496,9 @@ class Correlator:
             fresh, ((conn, None) for conn in deferred), key=lambda item: item[0].connect_ns
         )
         for conn, opened in waiting:
+            if conn.flags & ConnFlag.INBOUND and opened is not None:
+                opened.joined = True
+                continue
             found = self._lookups.join(conn, sni=self._sni(conn), in_order=True)
             join = None if isinstance(found, Ambiguous) else found or self._other_join(conn)
             if opened is None:

@@ -156,6 +156,8 @@ FIELDS: Final = {
         "bytes_sent",
         "bytes_retrans",
         "bytes_received",
+        "rcv_nxt",
+        "snd_nxt",
     ),
     "net": ("ns.inum",),
     "task_struct": (

@@ -274,6 +274,18 @@ def test_a_snapshot_wants_only_open_connections_that_it_has_a_use_for():
     assert world.core.vanished == 0
 
 
+def test_a_server_that_looked_up_its_clients_address_was_not_asked_by_that_name() -> None:
+    world = World()
+    world.feed(lookup(0, "client.example", A, end=10))
+    accepted = conn(20, A)._replace(flags=ConnFlag.INBOUND | ConnFlag.PACKETS)
+    record = only(world.feed(ended(accepted, 100, flags=accepted.flags)))
+    assert (record.role, record.host, record.dns_disp) == ("server", None, None)
+    still_open = accepted._replace(connect_ns=at(200), sk=77)
+    world.feed(lookup(150, "client.example", A, end=160))
+    assert world.snapshot(300, still_open) == []
+    assert only(world.feed(ended(still_open, 400, flags=accepted.flags))).host is None
+
+
 # -- by another process -----------------------------------------------------------------------
 
 
