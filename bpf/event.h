@@ -92,6 +92,7 @@ enum conn_flag {
 	CONN_UDP = 1 << 12, /* datagrams; connect_ns is the first one's */
 	CONN_QUIC = 1
 		<< 13, /* ... of QUIC; ssl_done_ns is the first datagram sent of 1-RTT packets alone */
+	CONN_H2 = 1 << 15,      /* HTTP/2 in the clear: the first bytes each way are handed over */
 	CONN_INBOUND = 1 << 14, /* accepted: tx is what the peer sent, and connect_ns the
 				 * handshake's end here; task is who answered or closed */
 };
@@ -214,7 +215,8 @@ struct hello_event {
 	__u32 seq;     /* TCP sequence of data[0]; a QUIC datagram's number */
 	__u16 len;     /* bytes of data */
 	__u8 received; /* 1 = ServerHello */
-	__u8 number; /* 1 first hello of its side, 2 after a HelloRetryRequest; 0 a QUIC datagram */
+	__u8 number;   /* 1 first hello of its side, 2 after a HelloRetryRequest; 0 a QUIC datagram;
+			* 3 HTTP/2 in the clear */
 	__u8 data[HELLO_MAX];
 };
 

@@ -21,6 +21,7 @@
 #define RECORDS_WALKED   16          /* record starts looked at in one packet */
 #define SERVER_HELLO_MAX 2048        /* with a post-quantum key share: 1.2 KB */
 #define LATE_TLS_TURNS   16          /* STARTTLS and CONNECT come within so many turns */
+#define HTTP2_BYTES      2048        /* of each direction, for the first request's status */
 #define DNS_TURNS        256         /* of a TCP connection to port 53, whose bytes are kept */
 #define MEMORY_BIO_NS    50000000ULL /* from a library call to its bytes leaving */
 
@@ -140,6 +141,18 @@ static __always_inline void log_record(struct conn_event *c, u8 type, u16 len, b
 	c->log[i].type = type;
 	c->log[i].flags = (rx ? RECORD_RX : 0) | (first ? RECORD_FIRST : 0);
 	c->log_len = i + 1;
+}
+
+/* HTTP/2's preface opens the connection (RFC 9113 section 3.4). */
+static __always_inline void detect_http2(struct conn_event *c)
+{
+	u64 *head = (u64 *)c->tx_head;
+
+	if (c->tx_head_len < 24 || head[0] != 0x5448202a20495250ULL /* "PRI * HT", little endian */)
+		return;
+	c->flags |= CONN_H2;
+	c->hello_tx_left = HTTP2_BYTES;
+	c->hello_rx_left = HTTP2_BYTES;
 }
 
 /* n (1 to 4) more bytes of a record header of which have (0 to 4) are there. */
@@ -343,8 +356,10 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	c->tx_next = part.seq + part.len;
 	if (!c->first_tx_ns)
 		c->first_tx_ns = now;
-	if (!c->tx_head_len)
+	if (!c->tx_head_len) {
 		copy_head(skb, part.offset, part.len, c->tx_head, &c->tx_head_len);
+		detect_http2(c);
+	}
 	if (!(c->flags & CONN_TLS) && c->last_dir != DIR_TX && c->turn_count < LATE_TLS_TURNS)
 		detect_tls(skb, &part, c, now);
 	if (c->hello_tx_left)

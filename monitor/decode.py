@@ -81,6 +81,7 @@ class ConnFlag(IntEnum):
     UDP = 1 << 12
     QUIC = 1 << 13
     INBOUND = 1 << 14
+    H2 = 1 << 15
 
 
 class RecordFlag(IntEnum):

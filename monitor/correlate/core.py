@@ -449,7 +449,7 @@ class Correlator:
 
     def _record(self, conn: ConnEvent, join: Join | None, earlier: tuple[ConnEvent, ...]) -> Record:
         hellos = None
-        if conn.flags & (ConnFlag.TLS | ConnFlag.QUIC):
+        if conn.flags & (ConnFlag.TLS | ConnFlag.QUIC | ConnFlag.H2):
             key = (conn.sk, conn.connect_ns)
             hellos = self._hellos.take(*key) if conn.end_ns else self._hellos.get(*key)
         return record_of(

@@ -49,6 +49,8 @@ def exchange_of(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
         return _secured(conn, hellos)
     if not (conn.established_ns and flags & ConnFlag.PACKETS):
         return Exchange()
+    if flags & ConnFlag.H2 and hellos is not None:
+        return _http2(conn, hellos)
     response_us = greeting_us = None
     if conn.first_tx_ns and conn.first_resp_ns:
         response_us = (conn.first_resp_ns - conn.first_tx_ns) // 1000
@@ -78,6 +80,21 @@ def _secured(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
         turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
         error=view.error,
     )
+
+
+# SETTINGS come before the first request and its answer, and are neither. Which packets answer
+# which request is not followed, so turns are not known.
+def _http2(conn: ConnEvent, hellos: Hellos) -> Exchange:
+    from monitor.wire import http2
+
+    seen = http2.analyze(
+        hellos.pieces(conn.connect_ns, received=False),
+        hellos.pieces(conn.connect_ns, received=True),
+    )
+    response_us = None
+    if seen.request_us is not None and seen.response_us is not None:
+        response_us = seen.response_us - seen.request_us
+    return Exchange(response_us=response_us, prot_specific=seen.prot_specific())
 
 
 # What follows the handshake is encrypted, and which datagram answers which is not to be seen.

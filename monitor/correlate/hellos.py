@@ -13,6 +13,7 @@ from monitor.wire.hello import (
     parse_client_hello,
     parse_server_hello,
 )
+from monitor.wire.http2 import Piece
 from monitor.wire.quic import Datagram
 
 __all__ = ["HelloTable", "Hellos"]
@@ -20,6 +21,8 @@ __all__ = ["HelloTable", "Hellos"]
 # As many as connections can be open: each TLS connection waits here with its parsed hellos.
 MAX_CONNECTIONS: Final = 65_536
 MAX_BYTES: Final = 4096  # HELLO_MAX in bpf/event.h
+HTTP2: Final = 3  # HelloEvent.number of HTTP/2's first bytes
+MAX_PIECES: Final = 64  # each at least a byte of 2 x HTTP2_BYTES in bpf/packet.bpf.c
 MAX_DATAGRAMS: Final = 16  # twice QUIC_DATAGRAMS in bpf/udp.bpf.c
 
 
@@ -33,6 +36,15 @@ class Hellos:
     _server_bytes: bytes = b""
     _server_number: int = 0
     _datagrams: list[tuple[int, bool, bytes]] = field(default_factory=list)
+    _pieces: list[tuple[int, bool, int, bytes]] = field(default_factory=list)
+
+    def pieces(self, since_ns: int, *, received: bool) -> list[Piece]:
+        """HTTP/2's first bytes of one direction, their times in microseconds since then."""
+        return [
+            Piece((ts_ns - since_ns) // 1000, seq, data)
+            for ts_ns, way, seq, data in self._pieces
+            if way == received
+        ]
 
     def datagrams(self, since_ns: int) -> list[Datagram]:
         """QUIC's first datagrams, their times in microseconds since then."""
@@ -43,6 +55,10 @@ class Hellos:
 
     def add(self, event: HelloEvent) -> None:
         """Take in one part."""
+        if event.number == HTTP2:
+            if len(self._pieces) < MAX_PIECES:
+                self._pieces.append((event.ts_ns, event.received, event.seq, event.data))
+            return
         if not event.number:
             if len(self._datagrams) < MAX_DATAGRAMS:
                 self._datagrams.append((event.ts_ns, event.received, event.data))

@@ -1,12 +1,22 @@
 """Which lookup a connection came from.
 
 Theory of operation. A lookup belongs to one process; it can only explain a connection of that
-process to an address in its answer that began after it returned. Usually one lookup is left, of
-the same thread or of another one. Where several names with the same address are left, nothing at
-the close of one connection says which was its own, because connections close in any order: the
-choice is put off until every connection that began earlier is known (a snapshot of the open
-ones), and then made in the order of their beginnings, each taking the oldest lookup that no
-connection has used. SNI, where there is one, decides before all that.
+process to an address in its answer that began after it returned. Usually one name is left, asked
+for by the same thread or by another one. Where several names have the address, SNI decides, if
+there is one; else these do, and where none does there is no name, since a wrong one is worse:
+
+=============================  ===============================================================
+who asked                      what is taken
+=============================  ===============================================================
+the connecting thread          the oldest of its lookups that no connection has used; or its
+                               newest, if no other thread was answered since
+other threads, for one that    likewise the oldest that no connection has used (event loops)
+connects: the main thread
+other threads, for several     nothing
+=============================  ===============================================================
+
+Connections close in any order: where one that began earlier may have used a lookup, the choice is
+put off until all of them are known (a snapshot of the open ones).
 """
 
 from __future__ import annotations
@@ -87,6 +97,8 @@ AMBIGUOUS: Final = Ambiguous()
 
 @dataclass(slots=True)
 class _Process:
+    connectors: set[int] = field(default_factory=set)
+    """Threads that connect by other threads' answers where several names fit; at most two."""
     lookups: deque[Lookup] = field(default_factory=lambda: deque(maxlen=PER_PROCESS))
 
 
@@ -173,9 +185,37 @@ class LookupTable:
         if sni is not None:
             named = [x for x in fits if x.name.lower().rstrip(".") == sni]
             fits = named or fits
-        same_thread = [x for x in fits if x.task.tid == conn.tid]
-        match: Match = "thread" if same_thread else "process"
-        fits = same_thread or fits
+        own = [x for x in fits if x.task.tid == conn.tid]
+        if len({x.name for x in fits}) == 1:
+            return Join(own[0], "thread") if own else Join(fits[0], "process")
+        if own:
+            return self._of_thread(conn, own, fits, in_order=in_order)
+        if len(process.connectors) < 2:
+            process.connectors.add(conn.tid)
+        if conn.tid != conn.pid or len(process.connectors) > 1:
+            return None  # several threads connect, and nothing says which answer is whose
+        return self._by_order(fits, "process", in_order=in_order)
+
+    # Several names fit, and the thread has asked for one itself: that one, unless it may have been
+    # handed another thread's answer since.
+    def _of_thread(
+        self, conn: ConnEvent, own: list[Lookup], fits: list[Lookup], *, in_order: bool
+    ) -> Join | Ambiguous | None:
+        found = self._by_order(own, "thread", in_order=in_order)
+        if isinstance(found, Ambiguous):
+            return found
+        lookup = found.lookup
+        handed = any(
+            x.name != lookup.name and x.end_ns > lookup.end_ns and x.task.tid != conn.tid
+            for x in fits
+        )
+        if handed and not lookup.uses and not in_order:
+            return AMBIGUOUS  # a connection that began earlier may have used its own
+        return None if handed and lookup.uses else found
+
+    # Of several names, the oldest that no connection has used; else the newest.
+    @staticmethod
+    def _by_order(fits: list[Lookup], match: Match, *, in_order: bool) -> Join | Ambiguous:
         newest = fits[0]
         rivals = [
             x

@@ -55,7 +55,9 @@ def test_each_thread_gets_the_name_it_asked_for_itself(world: World) -> None:
     world.feed(lookup(0, "one.example", A, tid=5001), lookup(1, "two.example", A, tid=5002))
     first, second = conn(10, A, tid=5001), conn(11, A, tid=5002)
     assert only(world.feed(ended(second, 30))).host == "two.example"
-    assert only(world.feed(ended(first, 40))).host == "one.example"
+    # another thread was answered since: settled when all that began earlier is known
+    assert world.feed(ended(first, 40)) == []
+    assert only(world.snapshot(100)).host == "one.example"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,19 @@ def test_a_server_that_looked_up_its_clients_address_was_not_asked_by_that_name(
     world.feed(lookup(150, "client.example", A, end=160))
     assert world.snapshot(300, still_open) == []
     assert only(world.feed(ended(still_open, 400, flags=accepted.flags))).host is None
+
+
+def test_a_name_that_may_be_another_threads_is_none() -> None:
+    world = World()
+    # thread 1 asks, connects, and then connects again: by its own answer or by thread 2's?
+    world.feed(lookup(0, "one.example", A, tid=1, end=5))
+    assert only(world.feed(ended(conn(10, A, tid=1), 15))).host == "one.example"
+    assert only(world.feed(ended(conn(20, A, tid=1, sk=2), 25))).host == "one.example"
+    world.feed(lookup(26, "two.example", A, tid=2, end=28))
+    assert only(world.feed(ended(conn(30, A, tid=1, sk=3), 35))).host is None
+    # a thread that never asked, beside others that connect
+    assert only(world.feed(ended(conn(40, A, tid=3, sk=4), 45))).host is None
+    assert only(world.feed(ended(conn(50, A, tid=4, sk=5), 55))).host is None
 
 
 # -- by another process -----------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""monitor.wire.http2 against bytes of another implementation of HTTP/2 (h2, sans-IO)."""
+
+from __future__ import annotations
+
+import random
+
+import h2.config
+import h2.connection
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor.wire.http2 import PREFACE, Http2, Piece, analyze
+
+REQUEST = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")]
+
+
+def conversation(*statuses: str, big: int = 0) -> tuple[bytes, bytes]:
+    """What a client and a server send, one stream after another."""
+    client = h2.connection.H2Connection()
+    server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    client.initiate_connection()
+    server.initiate_connection()
+    sent, received = client.data_to_send(), server.data_to_send()
+    server.receive_data(sent)
+    client.receive_data(received)
+    for number, status in enumerate(statuses):
+        stream = 2 * number + 1
+        fields = [*REQUEST, *((f"x-{i}", "y" * 90) for i in range(big))]
+        client.send_headers(stream, fields, end_stream=True)
+        data = client.data_to_send()
+        server.receive_data(data)
+        sent += data
+        if status == "103":
+            server.send_headers(stream, [(":status", "103")])
+            status = "204"
+        server.send_headers(stream, [(":status", status)], end_stream=True)
+        data = server.data_to_send()
+        client.receive_data(data)
+        received += data
+    return sent, received
+
+
+def pieces(data: bytes, size: int, begin_us: int, seq: int = 0xFFFFFFF0) -> list[Piece]:
+    return [
+        Piece(begin_us + at, (seq + at) & 0xFFFFFFFF, data[at : at + size])
+        for at in range(0, len(data), size)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 5000])
+@pytest.mark.parametrize("status", ["200", "404", "103"])
+def test_method_status_and_times(status, size):
+    sent, received = conversation(status, "500")
+    seen = analyze(pieces(sent, size, 1000), pieces(received, size, 50_000))
+    assert (seen.method, seen.status) == ("GET", 204 if status == "103" else int(status))
+    # the frame's own packet, after SETTINGS
+    if size == 1:
+        assert seen.request_us > 1000 + len(PREFACE)
+        assert seen.response_us > 50_000
+    assert seen.prot_specific()["version"] == "2"
+
+
+def test_a_block_in_several_frames():
+    sent, received = conversation("200", big=250)
+    assert len(sent) > 20_000
+    assert analyze(pieces(sent, 1400, 0), pieces(received, 1400, 9)).status == 200
+
+
+def test_what_is_cut_or_has_a_gap_is_not_known():
+    sent, received = conversation("200")
+    whole = pieces(sent, 9, 0)
+    assert analyze(whole[:5], pieces(received, 99, 0)) == Http2()
+    assert analyze(whole[:4] + whole[5:], pieces(received, 99, 0)) == Http2()
+    cut = analyze(whole, pieces(received[:20], 99, 0))
+    assert (cut.method, cut.status, cut.prot_specific()) == ("GET", None, None)
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_any_bytes_are_read_or_not_but_never_raise(sent, received):
+    analyze([Piece(0, 0, PREFACE + sent)], [Piece(0, 0, received)])
+
+
+def test_damaged_bytes_never_raise():
+    whole = conversation("200", "404")
+    chance = random.Random(3)
+    for _ in range(3_000):
+        sent, received = (bytearray(data) for data in whole)
+        for data in (sent, received):
+            for _ in range(chance.randrange(4)):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+        analyze([Piece(0, 0, bytes(sent))], [Piece(0, 0, bytes(received))])
