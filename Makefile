@@ -7,7 +7,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Left behind by a run as root, these would be in the way of the next run without.
 NO_TRACES := env PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help run test test-vm lint bench install uninstall deb wheel clean setup-run setup-test setup-vm
+.PHONY: help run test test-vm lint bench accuracy install uninstall deb wheel clean setup-run setup-test setup-vm
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-vm: setup-vm ## conmond as a service of Debian's systemd, on kernels 6.1 an
 
 bench: setup-test ## what conmond costs on this machine
 	@exec $(SUDO) $(NO_TRACES) $(PYTHON) -m bench $(ARGS)
+
+accuracy: setup-test ## docs/accuracy.md: each field of many real programs against the truth
+	@exec $(SUDO) $(NO_TRACES) $(PYTHON) -m tests.accuracy $(ARGS)
 
 # Links, unit and man pages go below it; conmond itself always into /opt/conmond.
 PREFIX := /usr/local

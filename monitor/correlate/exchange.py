@@ -180,7 +180,11 @@ def _tls_of(conn: ConnEvent, hellos: Hellos | None, wire: Wire) -> _TlsView:
     source = "wire"
     if conn.ssl_done_ns:
         source = _LIBRARIES.get(Library(conn.ssl_library), "wire")
-        us = (conn.ssl_done_ns - conn.ssl_first_ns) // 1000
+        # a library that connects within its call (wget2) does not shake hands before that
+        begun_ns = conn.ssl_first_ns
+        if conn.hello_ns > conn.established_ns:
+            begun_ns = max(begun_ns, conn.established_ns)
+        us = (conn.ssl_done_ns - begun_ns) // 1000
     elif wire.handshake_done_us is not None and wire.hello_us is not None:
         us = wire.handshake_done_us - wire.hello_us
     result, error = _tls_result(conn, wire)

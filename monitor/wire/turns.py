@@ -36,6 +36,9 @@ TICKET_SLACK_US = 10_000
 _TICKET_MIN = 60
 _TICKET_MAX = 4096
 _TICKETS_MAX = 4  # rustls sends up to four; a longer run of equal records is data
+# OpenSSL's tickets are encrypted in blocks, and what is in them varies by a byte or two: of two
+# tickets one may be a block longer.
+_TICKET_BLOCK = 16
 # How much longer than the ticket itself its message is: type and length 4, lifetime 4, age 4,
 # nonce 1 to 33, ticket length 2, extensions 2 to 10.
 _TICKET_FRAMING = range(17, 61)
@@ -190,14 +193,23 @@ def _tickets(
         return set()
     if at > limit or (h2_possible and _holds(_SETTINGS, length, after)):
         return set()
+    if (
+        begin + 2 < end
+        and abs(data[begin + 1][1] - length) == _TICKET_BLOCK
+        and data[begin + 1][0] <= limit
+    ):
+        return {begin, begin + 1}  # and the answer after them
     if begin == 0:
         # Came unasked. Its twin may have been overtaken by the request.
         found = {0}
         twin = first
         while twin < len(data) and not data[twin][3]:
             twin += 1
-        if end == 1 and twin < len(data) and data[twin][1] == length:
-            found.add(twin)
+        if end == 1 and twin < len(data):
+            followed = twin + 1 < len(data) and data[twin + 1][3]
+            apart = abs(data[twin][1] - length)
+            if not apart or (apart == _TICKET_BLOCK and followed and data[twin][0] <= limit):
+                found.add(twin)
         return found
     if client is not None:
         if not client.psk_modes and not client.truncated:

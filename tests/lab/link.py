@@ -9,12 +9,14 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import socket
 import struct
 import subprocess
 import sys
 import time
 from collections import deque
 from pathlib import Path
+from typing import IO
 
 from tests.lab.clock import be_punctual
 from tests.lab.netns import Namespace
@@ -35,7 +37,8 @@ class DelayLink:
     """Join ``near`` and ``far`` by a device ``device`` in each; ``delay_s`` is one way.
 
     Addresses: each side gets its own with the other as its peer. Further addresses of the
-    far side are reached by routes through the device.
+    far side are reached by routes through the device. ``notes`` takes a line for each SYN that
+    came and each SYN-ACK that went (IPv4): which, the client's port, and CLOCK_MONOTONIC.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class DelayLink:
         near_addresses: tuple[str, str],
         far_addresses: tuple[str, str],
         device: str = "wan0",
+        notes: IO[bytes] | None = None,
     ) -> None:
         self.delay_s = delay_s
         fds = [space.call(lambda: _open_tun(device)) for space in (near, far)]
@@ -67,6 +71,7 @@ class DelayLink:
                 ],
                 pass_fds=fds,
                 stdin=subprocess.PIPE,
+                stdout=notes,
                 cwd=Path(__file__).resolve().parents[2],
             )
         finally:
@@ -91,10 +96,25 @@ def relay(first: int, second: int, delay_s: float) -> None:
         for fd in readable:
             if fd == 0:
                 return
-            waiting.append((now + delay_s, other[fd], os.read(fd, 65536)))
+            packet = os.read(fd, 65536)
+            waiting.append((now + delay_s, other[fd], packet))
+            if fd == first:
+                note("SYN", packet)
         while waiting and waiting[0][0] <= time.monotonic():
             _, fd, packet = waiting.popleft()
             os.write(fd, packet)
+            if fd == first:
+                note("SYN-ACK", packet)
+
+
+def note(kind: str, packet: bytes) -> None:
+    """Write down that such a packet passed just now, if it is one."""
+    if packet[0] != 0x45 or packet[9] != socket.IPPROTO_TCP or len(packet) < 40:
+        return
+    flags, ports = packet[33] & 0x12, (packet[20:22], packet[22:24])
+    if flags == (0x02 if kind == "SYN" else 0x12):
+        port = int.from_bytes(ports[kind == "SYN-ACK"], "big")
+        print(kind, port, time.monotonic_ns(), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from tests.lab import certs, netns
 from tests.lab.link import DelayLink
@@ -65,9 +66,14 @@ class Site:
 
 
 class Lab:
-    """The whole lab. A context manager; everything in it goes when the block ends."""
+    """The whole lab. A context manager; everything in it goes when the block ends.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for certificates.
+        link_notes: takes the link's notes (see ``DelayLink``).
+    """
+
+    def __init__(self, folder: Path, *, link_notes: IO[bytes] | None = None) -> None:
         self.folder = folder
         self._ports = itertools.count(8001)
         self._stack = contextlib.ExitStack()
@@ -82,6 +88,7 @@ class Lab:
                 delay_s=ONE_WAY_S,
                 near_addresses=("10.66.3.1", "fd66:3::1"),
                 far_addresses=(FAR4, FAR6),
+                notes=link_notes,
             )
             stack.callback(link.close)
             self._lay_routes()

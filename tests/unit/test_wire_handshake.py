@@ -264,6 +264,16 @@ def test_request_overtakes_the_second_ticket():
     assert wire.response_us == 200_000
 
 
+def test_tickets_of_openssl_may_differ_by_a_block():
+    wire = judge([*START, tx(41.2, 120), rx(61, 250), rx(61, 266), rx(200, 300)])
+    assert (wire.tickets, wire.response_us) == (2, 200_000)
+    wire = judge([*START, rx(61, 266), tx(61.1, 120), rx(61.2, 250), rx(200, 300)])
+    assert (wire.tickets, wire.response_us) == (2, 200_000)
+    # nothing after them: the second may be the answer
+    wire = judge([*START, tx(41.2, 120), rx(61, 250), rx(61, 266), tx(90, 120), rx(130, 99)])
+    assert wire.response_us == 61_000
+
+
 def test_four_tickets_of_rustls():
     wire = judge([*START, tx(41.2, 120), *[rx(61, 103)] * 4, rx(200, 300)])
     assert wire.tickets == 4

@@ -1,0 +1,1 @@
+"""``make accuracy``: each figure of many real programs against an independent truth."""
