@@ -138,6 +138,10 @@ def test_open_connections_and_take(client, running, web):
         mine = [r for r in client.connections(pid=os.getpid()) if r.lport == record.lport]
         assert [r.id for r in mine] == [record.id]
         cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, 57, 8), sys.byteorder)
+    deadline = time.monotonic() + 5
+    while client.take(cookie).state == "open":  # until the server has closed, too
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert client.take(cookie).state == "closed"
     with pytest.raises(conmon.NotFound):
         client.take(2**63)

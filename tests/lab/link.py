@@ -71,7 +71,7 @@ class DelayLink:
                 ],
                 pass_fds=fds,
                 stdin=subprocess.PIPE,
-                stdout=notes,
+                stdout=subprocess.DEVNULL if notes is None else notes,
                 cwd=Path(__file__).resolve().parents[2],
             )
         finally:
