@@ -449,7 +449,7 @@ class Daemon:
                 elif wants(key, (pid, start_ns), ppid, established=established_ns != 0):
                     data = batch[i * CONN_BYTES : (i + 1) * CONN_BYTES]
                     wanted.append((connect_ns, bytes(data[: conn_size(data)])))
-                else:
+                elif self._core.knows(key):
                     others.append(key)
         # events of connections that ended while the map was read
         self._read_ring()

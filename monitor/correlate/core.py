@@ -222,6 +222,10 @@ class Correlator:
             self.live and not opened.announced
         )
 
+    def knows(self, key: Key) -> bool:
+        """Whether an open connection is remembered: snapshots must tell that it is there."""
+        return key in self._open
+
     def snapshot(
         self, conns: Iterable[ConnEvent], *, others: Iterable[Key] = (), now_ns: int
     ) -> list[Record]:
@@ -230,7 +234,8 @@ class Correlator:
         Args:
             conns: from the map ``conn_by_sk``, in the order in which they began. Every event that
                 the kernel submitted before it was read has been fed.
-            others: sk and connect_ns of those in the map that :meth:`wants` did not want.
+            others: sk and connect_ns of those in the map that :meth:`wants` did not want and that
+                it :meth:`knows`.
         """
         self._lookup_since_snapshot = False
         current = set(others)
