@@ -126,6 +126,10 @@ def outcome(record: Record) -> tuple[str, str]:
         text += f" +{_plural(failed, 'attempt')}"
     elif record.state == "failed" and len(record.attempts) > 1:
         text += f" ({_plural(len(record.attempts), 'attempt')})"
+    if record.transport != "tcp":
+        text += f" {record.transport}"
+    if record.role == "server":
+        text += " accepted"
     if record.lost_before:
         text += " (events lost)"
     return text, colour
@@ -183,11 +187,13 @@ def _weigh(figures: Sequence[int | None]) -> list[int]:
 # Whether a stage without a figure took place; true also where nobody can tell.
 def _may_have_happened(record: Record) -> tuple[bool, bool, bool, bool]:
     connected = record.peer is not None
-    looked_up = record.dns_disp != 0 and record.dns_source != "literal"
+    accepted = record.role == "server"  # somebody else looked up and connected
+    looked_up = record.dns_disp != 0 and record.dns_source != "literal" and not accepted
+    by_packets = record.transport == "tcp" and not accepted
     handshake = record.tls is not None and record.tls.result in ("ok", None)
     asked = record.turns is None or record.turns.count > 0
     served = connected and record.state != "failed" and record.greeting_us is None
-    return looked_up, connected, handshake, asked and served
+    return looked_up, connected and by_packets, handshake, asked and served
 
 
 def _stage_cells(record: Record) -> dict[str, Cell]:

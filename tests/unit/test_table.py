@@ -142,6 +142,11 @@ def test_a_stage_without_a_figure_tells_not_done_from_not_known():
     silent = GOOD._replace(txn_resp_us=None, turns=Turns(count=0), prot_specific=None)
     assert rows(silent)[1].split()[-2:] == ["-", "ok"]
     assert rows(REFUSED)[1].split()[-5:] == ["1.50ms", "-", "-", "-", "refused"]
+    # nobody connects by datagrams, and a server neither looks up nor connects
+    datagrams = plain._replace(transport="udp", sockconn_us=None, prot_specific=None)
+    assert rows(datagrams)[1].split()[-6:-2] == ["1.50ms", "-", "-", "204ms*"]
+    accepted = plain._replace(role="server", dns_us=None, dns_disp=None, sockconn_us=None)
+    assert rows(accepted)[1].split()[3:7] == ["-", "-", "-", "204ms*"]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +188,8 @@ def test_a_failed_connection_says_why(change, words):
             "HTTP 200 +2 attempts",
         ),
         ({"lost_before": True}, "HTTP 200 (events lost)"),
+        ({"prot_specific": None, "transport": "quic"}, "ok quic"),
+        ({"role": "server"}, "HTTP 200 accepted"),
     ],
 )
 def test_a_connection_that_was_made_says_what_came_of_it(change, words):
