@@ -13,11 +13,11 @@
 
 static __always_inline void fill_dns(struct dns_event *e, u64 sk, u32 seq, u32 len, u32 flags)
 {
-	u64 thread = read_task_key();
-	u32 pid = thread >> 32;
-
 	__builtin_memset(&e->task, 0, sizeof(e->task));
 	if (!(flags & DNS_RECEIVED)) {
+		u64 thread = read_task_key();
+		u32 pid = thread >> 32;
+
 		read_task(&e->task);
 		e->task.netns = read_sock_netns(sk);
 		if (lookup_by_thread.lookup(&thread))

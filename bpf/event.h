@@ -92,9 +92,9 @@ enum conn_flag {
 	CONN_UDP = 1 << 12, /* datagrams; connect_ns is the first one's */
 	CONN_QUIC = 1
 		<< 13, /* ... of QUIC; ssl_done_ns is the first datagram sent of 1-RTT packets alone */
-	CONN_H2 = 1 << 15,      /* HTTP/2 in the clear: the first bytes each way are handed over */
 	CONN_INBOUND = 1 << 14, /* accepted: tx is what the peer sent, and connect_ns the
 				 * handshake's end here; task is who answered or closed */
+	CONN_H2 = 1 << 15,      /* HTTP/2 in the clear: the first bytes each way are handed over */
 };
 
 enum tls_library {

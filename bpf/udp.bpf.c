@@ -84,6 +84,14 @@ static __always_inline void read_flow(struct __sk_buff *skb, struct conn_event *
 	}
 }
 
+/* 0 = the kernel's own socket (NFS, VXLAN), whose release no hook tells of. */
+static __always_inline int has_file(u64 sk)
+{
+	char *socket = READ_PTR(sk, OFF_sock_sk_socket);
+
+	return socket && READ_PTR(socket, OFF_socket_file);
+}
+
 static __always_inline void note_datagram(struct __sk_buff *skb, struct conn_event *c,
 					  struct udp_part *part, bool rx, u64 now)
 {
@@ -155,6 +163,8 @@ static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
 	connected = READ_FIELD(u16, sk, OFF_sock_common_skc_dport) != 0;
 	quic = is_quic_initial(skb, &part);
 	if (!connected && (!quic || quic_server_by_sk.lookup(&sk)))
+		return;
+	if (!has_file(sk))
 		return;
 	c = new_conn(sk);
 	if (!c)

@@ -147,7 +147,8 @@ FIELDS: Final = {
         "skc_cookie",
         "skc_state",
     ),
-    "sock": ("sk_err", "sk_protocol"),
+    "sock": ("sk_err", "sk_protocol", "sk_socket"),
+    "socket": ("file",),
     "inet_sock": ("inet_sport",),
     "tcp_sock": (
         "srtt_us",

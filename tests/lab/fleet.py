@@ -46,7 +46,6 @@ class Client:
         checks: when it looks at the certificate: ``during`` the handshake, ``after`` it, or
             ``never``.
         stdin: what must be typed into it.
-        refuses: it does not connect to any port whatever.
     """
 
     name: str
