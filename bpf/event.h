@@ -30,6 +30,8 @@
 #define HELLO_SMALL    1024 /* the usual padded ClientHello is 517 bytes; powers of two */
 #define DNS_MAX        4096 /* of a message; a power of two */
 #define DNS_SMALL      512  /* ... in the small form that most messages fit; likewise */
+#define PLAIN_MAX      4096 /* of what a TLS library read or wrote; a power of two */
+#define PLAIN_SMALL    256  /* ... in the small form; likewise */
 #define PATH_LEN       256  /* of an executable's path; a power of two */
 #define COMPONENT_LEN  128  /* longest path component kept */
 
@@ -40,6 +42,7 @@ enum event_kind {
 	EVENT_EXEC = 4,   /* struct exec_event */
 	EVENT_EXIT = 5,   /* struct exit_event */
 	EVENT_DNS = 6,    /* struct dns_event, cut after its data */
+	EVENT_PLAIN = 7,  /* struct plain_event, cut after its data */
 };
 
 struct event_header {
@@ -261,6 +264,27 @@ struct dns_event {
 };
 
 /*
+ * Bytes that went into a TLS library or came out of it, before they were
+ * encrypted or after: of one process, while somebody asked for that.
+ */
+struct plain_event {
+	struct event_header header;
+	__u64 sk;         /* with connect_ns, names the connection; 0 = not known yet */
+	__u64 connect_ns; /* likewise */
+	__u64 object;     /* the library's object: a key, never printed */
+	__u64 enter_ns;   /* call entered */
+	__u64 exit_ns;    /* ... and returned */
+	__u64 offset;     /* bytes of this direction before these, since somebody asked */
+	__u32 pid;
+	__u32 total; /* bytes that the call took or gave */
+	__u16 len;   /* bytes of data */
+	__u8 received;
+	__u8 turned; /* 1 = the last bytes seen went the other way, or there were none */
+	__u32 pad;
+	__u8 data[PLAIN_MAX];
+};
+
+/*
  * What a socket says when it is asked, not sent by itself: the value of the
  * map live_by_slot, which user space maps.
  */
@@ -288,7 +312,8 @@ enum counter {
 	COUNT_STALE = 9,   /* entries found in the way of a new connection */
 	COUNT_BYTES = 10,  /* handed over in conn events */
 	COUNT_LOST_DNS = 11,
-	COUNT_MAX = 12,
+	COUNT_LOST_PLAIN = 12,
+	COUNT_MAX = 13,
 };
 
 _Static_assert(sizeof(struct task_info) == 64, "mirrored in decode.py");

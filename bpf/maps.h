@@ -17,7 +17,10 @@
 #define WAKEUP_BYTES   (RING_PAGES * 512ULL)
 #define MAX_LOOKUPS    4096 /* threads inside getaddrinfo() at one time */
 #define MAX_HANDSHAKES 8192
-#define LIVE_KEYS      11 /* sockets read in one run: a raw tracepoint has 12 arguments */
+#define MAX_DEEP       16   /* processes whose plaintext is read at one time */
+#define MAX_DEEP_CALLS 1024 /* threads inside a library's call */
+#define MAX_DEEP_TALKS 2048 /* library objects in use */
+#define LIVE_KEYS      11   /* sockets read in one run: a raw tracepoint has 12 arguments */
 #define LIVE_SLOTS     (LIVE_KEYS * 93)
 
 /*
@@ -71,6 +74,43 @@ struct handshake {
 	__s32 ret;
 };
 
+/* A process whose plaintext is read. */
+struct deep_target {
+	__u64 calls; /* of its library that were seen */
+};
+
+/* A call to read or write, by where its thread's stack was: calls nest (TLS in TLS). */
+struct deep_call_key {
+	__u64 thread;
+	__u64 stack;
+};
+
+struct deep_call {
+	__u64 object;
+	__u64 buffer;  /* user memory */
+	__u64 size_at; /* where the call leaves its size; 0 = it returns it */
+	__u64 enter_ns;
+	__u32 received;
+	__u32 pad;
+};
+
+/* A thread's newest call to write, until its bytes leave. */
+struct deep_write {
+	__u64 object;
+	__u64 exit_ns; /* 0 while inside */
+	__u64 size;
+	__u64 stack;
+};
+
+struct deep_talk {
+	__u64 sk; /* socket joined to it; 0 = none yet */
+	__u64 connect_ns;
+	__u64 sent;
+	__u64 received;
+	__u32 last_dir; /* 0 none, 1 sent, 2 received */
+	__u32 given;    /* bytes handed over since the direction changed */
+};
+
 /*
  * struct sock * -> connection. In: connect() (conn.bpf.c). Out: the change to
  * CLOSE, which every TCP socket goes through. Full: the connection is not
@@ -108,6 +148,16 @@ BPF_TABLE("lru_hash", u32, u8, dns_server_by_pid, 256);
  * whose own Initials begin nothing. Out: the least recently used.
  */
 BPF_TABLE("lru_hash", u64, u8, quic_server_by_sk, 1024);
+
+/*
+ * tgid -> what was seen of it. In and out: user space, for as long as its
+ * plaintext is read. What is in the three maps after it belongs to such
+ * processes; out: the call's return, the object's end, or least recently used.
+ */
+BPF_F_TABLE("hash", u32, struct deep_target, deep_by_pid, MAX_DEEP, GROW_ON_DEMAND);
+BPF_TABLE("lru_hash", struct deep_call_key, struct deep_call, deep_by_call, MAX_DEEP_CALLS);
+BPF_TABLE("lru_hash", u64, struct deep_write, deep_by_thread, MAX_DEEP_CALLS);
+BPF_TABLE("lru_hash", struct handshake_key, struct deep_talk, deep_by_object, MAX_DEEP_TALKS);
 
 /*
  * Slot -> figures of an open connection. Written when user space asks, which

@@ -147,6 +147,26 @@ class Daemon:
         """Return the Prometheus text."""
         return self._ask("/metrics", {}).decode("utf-8", "replace")
 
+    def deep(self, pid: int, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """Read what a process's TLS library reads and writes, and yield what is told of it.
+
+        It ends by itself; to end it early, close the iterator. Each item has a ``kind``: ``begin``,
+        ``turn`` (a request and its answer), ``cost`` (once a second), ``end`` (``why``).
+
+        Args:
+            for_: how long, such as ``"60s"`` (the default).
+            most: percent of one CPU that it may cost the process; beyond, it ends. 25.
+        """
+        if "for_" in parameters:
+            parameters["for"] = parameters.pop("for_")
+        with _Exchange(self.path, max(self.timeout, 30.0)) as exchange:
+            response = exchange.request(_target(f"/v1/deep/{int(pid)}", parameters), "POST")
+            while line := exchange.line(response):
+                item = _parsed(line)
+                if not isinstance(item, dict):
+                    raise DaemonAnswerError("a line of conmond is no JSON object")
+                yield item
+
     def get(self, path: str, **parameters: Any) -> dict[str, Any]:
         """Ask any path; return the parsed answer."""
         data = _parsed(self._ask(path, parameters))
@@ -219,14 +239,14 @@ class _Exchange:
         if self._connection.sock is not None:
             self._connection.sock.settimeout(seconds)
 
-    def request(self, target: str) -> Any:
+    def request(self, target: str, method: str = "GET") -> Any:
         """Send a request; return the response once its head has come.
 
         Raises:
             DaemonError: it is not what was asked for.
         """
         try:
-            self._connection.request("GET", target, headers={"Accept": "application/json"})
+            self._connection.request(method, target, headers={"Accept": "application/json"})
             response = self._connection.getresponse()
         except (OSError, self._http.HTTPException, ValueError) as exc:
             raise self._broken(exc) from exc

@@ -36,6 +36,7 @@ from monitor.decode import (
     ExecEvent,
     LookupEvent,
     Phase,
+    PlainEvent,
     conn_size,
     decode,
     decode_conn,
@@ -274,7 +275,8 @@ class Daemon:
                 now_ns = time.monotonic_ns()
                 if end_ns is not None and now_ns >= end_ns:
                     break
-                wait_s = _POLL_IDLE_S if quiet >= _IDLE_AFTER else _POLL_BUSY_S
+                idle = quiet >= _IDLE_AFTER and not self._view.deep_sessions
+                wait_s = _POLL_IDLE_S if idle else _POLL_BUSY_S
                 if end_ns is not None:
                     wait_s = min(wait_s, (end_ns - now_ns) / 1e9)
                 deadline = self._core.deadline()
@@ -308,6 +310,9 @@ class Daemon:
         """Stop answering, write what is pending, detach the library probes."""
         if self._older is not None:
             self._older.close()
+        if self._view.deep_sessions is not None:
+            with self._lock:
+                self._view.deep_sessions.close()
         if self._server is not None:
             self._server.close()
         if self._keep.history is not None:
@@ -356,12 +361,18 @@ class Daemon:
                 data.release()
             if isinstance(event, ConnEvent):
                 self._note_start(event.pid, event.start_ns)
+                if self._view.deep_sessions is not None:
+                    self._view.deep_sessions.ended(event)
                 if event.flags & ConnFlag.SYNC_FAIL:
                     event = self._with_errno(event)
             elif isinstance(event, LookupEvent):
                 self._note_start(event.task.pid, event.task.start_ns)
             elif isinstance(event, ExecEvent):
                 self._identities.learn(event)
+            elif isinstance(event, PlainEvent):
+                if self._view.deep_sessions is not None:
+                    self._view.deep_sessions.plain(event)
+                continue
             self._hand_out(core.feed(event))
         return found
 
@@ -427,6 +438,8 @@ class Daemon:
         if now_ns >= due.clock_ns:
             self._set_clock()
             due.clock_ns = now_ns + _CLOCK_NS
+        if self._view.deep_sessions is not None:
+            self._view.deep_sessions.tick(now_ns)
         if now_ns >= due.sweep_ns:
             self._libraries.sweep(now_ns)
             due.sweep_ns = now_ns + _SWEEP_NS

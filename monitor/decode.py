@@ -31,6 +31,7 @@ __all__ = [
     "LookupEvent",
     "LookupFlag",
     "Phase",
+    "PlainEvent",
     "RecordFlag",
     "Task",
     "TlsRecord",
@@ -50,6 +51,7 @@ class Kind(IntEnum):
     EXEC = 4
     EXIT = 5
     DNS = 6
+    PLAIN = 7
 
 
 class Phase(IntEnum):
@@ -133,6 +135,7 @@ COUNTERS: Final = (
     "stale",
     "bytes",
     "lost_dns",
+    "lost_plain",
 )
 
 
@@ -309,7 +312,23 @@ class DnsEvent(NamedTuple):
     data: bytes
 
 
-Event = DnsEvent | ConnEvent | LookupEvent | HelloEvent | ExecEvent | ExitEvent
+class PlainEvent(NamedTuple):
+    """struct plain_event: what a TLS library read or wrote in the clear."""
+
+    sk: int
+    connect_ns: int
+    object: int
+    enter_ns: int
+    exit_ns: int
+    offset: int
+    pid: int
+    total: int
+    received: bool
+    turned: bool
+    data: bytes
+
+
+Event = DnsEvent | ConnEvent | LookupEvent | HelloEvent | ExecEvent | ExitEvent | PlainEvent
 
 _HEADER: Final = struct.Struct("=II")
 _TASK: Final = struct.Struct("=QQQIIIIII16s")
@@ -323,6 +342,7 @@ _HELLO: Final = struct.Struct("=QQQIHBB")
 _EXEC: Final = struct.Struct("=QII")
 _EXIT: Final = struct.Struct("=QQII")
 _DNS: Final = struct.Struct("=QQHHI")
+_PLAIN: Final = struct.Struct("=QQQQQQIIHBBI")
 
 _PHASE_AT: Final = struct.calcsize("=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH")
 
@@ -446,6 +466,17 @@ def _dns(data: memoryview) -> DnsEvent:
     return DnsEvent(_task(data), sk, ts_ns, flags, seq, bytes(data[at : at + length]))
 
 
+def _plain(data: memoryview) -> PlainEvent:
+    sk, connect_ns, object_, enter_ns, exit_ns, offset, pid, total, length, received, turned, _ = (
+        _PLAIN.unpack_from(data, _HEADER.size)
+    )
+    at = _HEADER.size + _PLAIN.size
+    return PlainEvent(
+        sk, connect_ns, object_, enter_ns, exit_ns, offset, pid, total, bool(received),
+        bool(turned), bytes(data[at : at + length]),
+    )  # fmt: skip
+
+
 _DECODERS: Final[dict[int, Callable[[memoryview], Event]]] = {
     Kind.CONN: decode_conn,
     Kind.LOOKUP: _lookup,
@@ -453,6 +484,7 @@ _DECODERS: Final[dict[int, Callable[[memoryview], Event]]] = {
     Kind.EXEC: _exec,
     Kind.EXIT: _exit,
     Kind.DNS: _dns,
+    Kind.PLAIN: _plain,
 }
 
 

@@ -18,6 +18,7 @@ from conmon.record import Record
 from monitor.api.answer import to_json
 from monitor.api.parameters import Filters, ParameterError
 from monitor.correlate import Clock, Correlator
+from monitor.errors import SourceError
 from monitor.keep import Keep
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.libraries import Libraries
@@ -25,8 +26,11 @@ from monitor.opennow import OpenNow, OpenRow
 from monitor.stats import StatsQuery
 
 if TYPE_CHECKING:
+    from monitor.api.access import Asker
+    from monitor.api.answer import Feed
     from monitor.api.metrics import Gauges
     from monitor.api.server import Server
+    from monitor.deep import Deep
     from monitor.kernel.identities import ProcIdentities
     from monitor.kernel.older import Older
 
@@ -65,6 +69,7 @@ class View:
     unseen: list[str]
     server: Server | None = None
     older: Older | None = None
+    deep_sessions: Deep | None = None
     _open: OpenNow = field(init=False)
     _boot_offset_ns: int = field(init=False)
     _boot: str = field(init=False)
@@ -306,6 +311,16 @@ class View:
         with self.lock:
             self.catch_up()
             return metrics.render(self.keep.meter, self._gauges())
+
+    def deep(self, pid: int, asker: Asker, seconds: float, most_percent: float) -> Feed:
+        """See :class:`monitor.api.routes.Source`."""
+        if not self.libraries.return_probes:
+            raise SourceError("functions' returns cannot be probed here; doctor says why")
+        if self.deep_sessions is None:
+            from monitor.deep import Deep
+
+            self.deep_sessions = Deep(self.kernel, self.core, self.clock, self.lock)
+        return self.deep_sessions.begin(pid, asker, seconds, most_percent)
 
     def _gauges(self) -> Gauges:
         from monitor.api.metrics import Gauges

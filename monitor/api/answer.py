@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -10,7 +11,7 @@ import orjson
 
 from monitor.api.parameters import Filters
 
-__all__ = ["JSON", "NDJSON", "Answer", "Later", "Reply", "Stream", "error", "json_answer"]
+__all__ = ["JSON", "NDJSON", "Answer", "Feed", "Later", "Reply", "Stream", "error", "json_answer"]
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -32,11 +33,59 @@ class Stream(NamedTuple):
     live: bool
 
 
+class Feed:
+    """Lines that are made by one thread and read by a client of the server's, in another.
+
+    The answer's status is 200 and its body NDJSON, until its maker calls :meth:`end`.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        """Nobody reads it any more."""
+        self.ended = False
+        self._lines: deque[bytes] = deque()
+        self._wake: Callable[[], None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Lines not yet taken."""
+        return len(self._lines)
+
+    def put(self, line: bytes) -> None:
+        """Add a line, its newline included."""
+        if not self.closed:
+            self._lines.append(line)
+            self._notify()
+
+    def end(self) -> None:
+        """No more lines follow."""
+        self.ended = True
+        self._notify()
+
+    def connect(self, wake: Callable[[], None]) -> None:
+        """From the server: what to call when there is something to take."""
+        self._wake = wake
+        self._notify()
+
+    def take(self) -> list[bytes]:
+        """From the server: the lines that have come."""
+        return [self._lines.popleft() for _ in range(len(self._lines))]
+
+    def close(self) -> None:
+        """From the server: its reader has gone."""
+        self.closed = True
+        self._lines.clear()
+
+    def _notify(self) -> None:
+        if self._wake is not None:
+            self._wake()
+
+
 @dataclass(frozen=True, slots=True)
 class Later:
     """An answer that takes long to find: the server finds it beside other requests."""
 
-    find: Callable[[], Answer]
+    find: Callable[[], Answer | Feed]
 
 
 Reply = Answer | Stream | Later

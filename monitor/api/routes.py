@@ -9,11 +9,12 @@ from importlib import resources
 from typing import Any, Final, Protocol
 
 from monitor.api.access import Asker
-from monitor.api.answer import Answer, Later, Reply, Stream, error, json_answer
+from monitor.api.answer import Answer, Feed, Later, Reply, Stream, error, json_answer
 from monitor.api.metrics import CONTENT_TYPE
 from monitor.api.parameters import (
     Filters,
     ParameterError,
+    duration_ns,
     flag,
     limit,
     moment_ns,
@@ -29,6 +30,11 @@ _RECORDS_DEFAULT: Final = 100
 _RECORDS_MOST: Final = 1000
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-z]{1,24}", re.ASCII)
 _COOKIE: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
+_PID: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+_PID_MOST: Final = 0x7FFF_FFFF
+_PERCENT: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?", re.ASCII)
+_DEEP_MOST_S: Final = 3600
+_DEEP_PERCENT: Final = 25
 _CURSOR: Final = re.compile(r"[0-9A-Za-z_.:-]{1,80}", re.ASCII)
 _BY: Final = ("process", "comm", "unit", "container", "uid", "host")
 _SORT: Final = (
@@ -77,6 +83,15 @@ class Source(Protocol):
     def metrics(self) -> bytes:
         """Prometheus text."""
 
+    def deep(self, pid: int, asker: Asker, seconds: float, most_percent: float) -> Feed:
+        """Read what a process's TLS library reads and writes, for so long.
+
+        Args:
+            most_percent: of a CPU, that it may cost the process.
+        Raises:
+            DeepForbidden, DeepGone, DeepBusy, or another MonitorError; one sentence.
+        """
+
 
 class Routes:
     """Answers requests from a source.
@@ -110,9 +125,13 @@ class Routes:
         path, _, query = target.partition("?")
         if asker.metrics_only and path != "/metrics":
             return error(404, "this port has /metrics alone")
-        if method != "GET":
-            return error(405, "only GET is answered here", ("Allow", "GET"))
+        deep = path.startswith("/v1/deep/")
+        if method != ("POST" if deep else "GET"):
+            allowed = "POST" if deep else "GET"
+            return error(405, f"only {allowed} is answered here", ("Allow", allowed))
         try:
+            if deep:
+                return self._deep(path.removeprefix("/v1/deep/"), parse_query(query), asker)
             found = self._by_path.get(path)
             if found is not None:
                 return found(parse_query(query), asker)
@@ -128,7 +147,9 @@ class Routes:
         if kind in ("records", "take"):
             what = "an id" if kind == "records" else "a socket's cookie"
             return error(404, f"what follows /v1/{kind}/ is not {what}")
-        known = ", ".join((*self._by_path, "/v1/records/ID", "/v1/take/COOKIE"))
+        known = ", ".join(
+            (*self._by_path, "/v1/records/ID", "/v1/take/COOKIE", "/v1/deep/PID (POST)")
+        )
         return error(404, f"there is no such path; these are: {known}")
 
     def _filters(self, given: dict[str, str], asker: Asker, *others: str) -> Filters:
@@ -212,6 +233,35 @@ class Routes:
             except MonitorError as exc:
                 return error(503, str(exc))
             return _one(body) if body else error(404, "no socket of yours has this cookie")
+
+        return Later(find)
+
+    def _deep(self, name: str, given: dict[str, str], asker: Asker) -> Reply:
+        if not _PID.fullmatch(name) or not 0 < int(name) <= _PID_MOST:
+            return error(404, "what follows /v1/deep/ is not the id of a process")
+        for parameter in given:
+            if parameter not in ("for", "most"):
+                raise ParameterError("the parameters here are: for, most")
+        seconds = duration_ns("for", given.get("for", "60s")) / 1e9
+        if not 0 < seconds <= _DEEP_MOST_S:
+            raise ParameterError(f"for must be at most {_DEEP_MOST_S} s")
+        most = given.get("most", str(_DEEP_PERCENT))
+        if not _PERCENT.fullmatch(most):
+            raise ParameterError("most must be percent of one CPU, such as 25")
+
+        def find() -> Answer | Feed:
+            from monitor.deep import DeepBusy, DeepForbidden, DeepGone
+
+            try:
+                return self._source.deep(int(name), asker, seconds, float(most))
+            except DeepForbidden as exc:
+                return error(403, str(exc))
+            except DeepGone as exc:
+                return error(404, str(exc))
+            except DeepBusy as exc:
+                return error(409, str(exc))
+            except MonitorError as exc:
+                return error(422, str(exc))
 
         return Later(find)
 

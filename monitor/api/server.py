@@ -15,20 +15,20 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import h11
 
 from conmon.record import Record
 from monitor.api.access import Asker, who_asks
-from monitor.api.answer import NDJSON, Answer, Later, Reply, Stream, error
+from monitor.api.answer import NDJSON, Answer, Feed, Later, Reply, Stream, error
+from monitor.api.client import Client, head_and_body, response, send
 from monitor.api.listen import listen_tcp, listen_unix
 
 __all__ = ["Limits", "Server"]
 
-_REQUEST_BYTES: Final = 8 << 10  # line and headers, until they are complete
 _READ_BYTES: Final = 16 << 10
 _BUFFER_BYTES: Final = 256 << 10  # a long answer is made piece by piece below this
 _STREAM_BUFFER_BYTES: Final = 1 << 20  # a stream's reader who lets so much wait has stalled
@@ -40,7 +40,6 @@ _LINGER_S: Final = 1.0  # for a refused client to read why
 _HEARTBEAT_S: Final = 15.0
 _TICK_S: Final = 1.0
 _UIDS: Final = 1024
-_SERVER_NAME: Final = b"conmond"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,30 +56,6 @@ class Limits:
 
 class _Routes(Protocol):
     def reply(self, method: str, target: str, asker: Asker) -> Reply: ...
-
-
-@dataclass(slots=True)
-class _Client:
-    sock: socket.socket
-    asker: Asker
-    deadline: float
-    http: h11.Connection = field(
-        default_factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_BYTES)
-    )
-    out: deque[bytes] = field(default_factory=deque)
-    waiting: int = 0
-    """Bytes in ``out``."""
-    body: Iterator[bytes] | None = None
-    stream: Stream | None = None
-    busy: bool = False
-    """Its answer is being found in the other thread."""
-    ended: bool = False
-    """It sends nothing more; it may still read."""
-    closing: bool = False
-    """To be closed when ``out`` has been written."""
-    gone: bool = False
-    said_at: float = 0.0
-    watched: int = 0
 
 
 @dataclass(slots=True)
@@ -122,15 +97,15 @@ class Server:
         self._render = render
         self._group = group
         self._say = say
-        self._clients: dict[int, _Client] = {}
+        self._clients: dict[int, Client] = {}
         self._by_uid: Counter[int | None] = Counter()
         self._buckets: dict[int | None, _Bucket] = {}
         self._streams = 0
         self._live_streams = 0
         self._published: deque[Record] = deque(maxlen=_PENDING_RECORDS)
         self._skipped = 0
-        self._found: queue.SimpleQueue[tuple[_Client, Answer]] = queue.SimpleQueue()
-        self._work: queue.SimpleQueue[tuple[_Client, Later] | None] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[tuple[Client, Answer | Feed]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Client, Later] | None] = queue.SimpleQueue()
         self._ending = False
         self._listeners = [listen_unix(path)]
         self._inode = os.stat(path).st_ino
@@ -234,6 +209,7 @@ class Server:
     def _find(self) -> None:
         while (item := self._work.get()) is not None:
             client, later = item
+            answer: Answer | Feed
             try:
                 answer = later.find()
             except Exception as exc:  # noqa: BLE001 - see _serve
@@ -260,7 +236,7 @@ class Server:
         except OSError:
             sock.close()
             return
-        client = _Client(sock, asker, now + _REQUEST_S)
+        client = Client(sock, asker, now + _REQUEST_S)
         most = self.limits.max_clients
         share = most if asker.uid == 0 else max(1, most // 2)
         full = len(self._clients) >= most or self._by_uid[asker.uid] >= share
@@ -269,21 +245,21 @@ class Server:
             self.refused += 1
             refusal = error(503, "too many clients are connected", ("Retry-After", "1"))
             with contextlib.suppress(OSError, h11.ProtocolError):
-                sock.send(_head_and_body(client.http, refusal))
+                sock.send(head_and_body(client.http, refusal))
             sock.close()
             return
         self._clients[sock.fileno()] = client
         self._by_uid[asker.uid] += 1
         self._watch(client)
 
-    def _on_client(self, client: _Client, events: int) -> None:
+    def _on_client(self, client: Client, events: int) -> None:
         if events & selectors.EVENT_READ:
             self._read(client)
         if events & selectors.EVENT_WRITE and not client.gone:
             self._write(client)
             self._watch(client)
 
-    def _read(self, client: _Client) -> None:
+    def _read(self, client: Client) -> None:
         try:
             data = client.sock.recv(_READ_BYTES)
         except BlockingIOError:
@@ -293,7 +269,7 @@ class Server:
             return
         if not data:
             client.ended = True
-        if client.stream is not None or client.closing:
+        if client.stream is not None or client.feed is not None or client.closing:
             # more requests on a stream are not read; the end of it is what counts
             if not data and not client.out:
                 self._close(client)
@@ -310,9 +286,16 @@ class Server:
             self._refuse(client, exc.error_status_hint, f"not HTTP/1.1 as it should be: {exc}")
         self._watch(client)
 
-    def _advance(self, client: _Client) -> None:
+    def _advance(self, client: Client) -> None:
         """Take in requests as far as they have arrived whole."""
-        while not (client.closing or client.busy or client.body or client.stream or client.gone):
+        while not (
+            client.closing
+            or client.busy
+            or client.body
+            or client.stream
+            or client.feed
+            or client.gone
+        ):
             event = client.http.next_event()
             if isinstance(event, h11.ConnectionClosed):
                 if client.out:
@@ -325,7 +308,7 @@ class Server:
             else:
                 return  # more has to arrive, or this one's answer to go
 
-    def _request(self, client: _Client, request: h11.Request) -> None:
+    def _request(self, client: Client, request: h11.Request) -> None:
         headers = dict(request.headers)
         if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
             self._refuse(client, 413, "a request has no body here")
@@ -371,18 +354,18 @@ class Server:
 
     # -- answers ------------------------------------------------------------------------------
 
-    def _answer(self, client: _Client, answer: Answer) -> None:
+    def _answer(self, client: Client, answer: Answer) -> None:
         if isinstance(answer.body, bytes):
-            self._put(client, _head_and_body(client.http, answer))
+            self._put(client, head_and_body(client.http, answer))
             self._next(client)
         else:
-            self._put(client, _send(client.http, _response(answer, chunked=True)))
+            self._put(client, send(client.http, response(answer, chunked=True)))
             client.body = answer.body
             self._fill(client)
         client.deadline = time.monotonic() + _STALL_S
         self._write(client)
 
-    def _fill(self, client: _Client) -> None:
+    def _fill(self, client: Client) -> None:
         """Make the next pieces of a long answer."""
         while client.body is not None and client.waiting < _BUFFER_BYTES:
             try:
@@ -393,50 +376,78 @@ class Server:
                 return
             if piece is None:
                 client.body = None
-                self._put(client, _send(client.http, h11.EndOfMessage()))
+                self._put(client, send(client.http, h11.EndOfMessage()))
                 self._next(client)
             elif piece:
-                self._put(client, _send(client.http, h11.Data(data=piece)))
+                self._put(client, send(client.http, h11.Data(data=piece)))
 
-    def _next(self, client: _Client) -> None:
+    def _next(self, client: Client) -> None:
         """An answer is complete: the next request, or the end."""
         if client.http.our_state is h11.MUST_CLOSE:
             client.closing = True
         elif client.http.our_state is h11.DONE and client.http.their_state is h11.DONE:
             client.http.start_next_cycle()
 
-    def _refuse(self, client: _Client, status: int, sentence: str) -> None:
+    def _refuse(self, client: Client, status: int, sentence: str) -> None:
         """Answer what cannot be read on, and close."""
         client.closing = True
         client.deadline = time.monotonic() + _LINGER_S
         if client.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             answer = error(status, sentence, ("Connection", "close"))
-            self._put(client, _head_and_body(client.http, answer))
+            self._put(client, head_and_body(client.http, answer))
             self._write(client)
         else:
             self._close(client)
 
-    def _begin_stream(self, client: _Client, stream: Stream) -> None:
+    def _begin_stream(self, client: Client, stream: Stream) -> None:
         answer = Answer(200, b"", NDJSON)
-        self._put(client, _send(client.http, _response(answer, chunked=True)))
+        self._put(client, send(client.http, response(answer, chunked=True)))
         client.stream = stream
         client.said_at = time.monotonic()
         self._streams += 1
         self._live_streams += stream.live
         self._write(client)
 
+    def _begin_feed(self, client: Client, feed: Feed) -> None:
+        self._put(client, send(client.http, response(Answer(200, b"", NDJSON), chunked=True)))
+        client.feed = feed
+        feed.connect(self._wake_up)
+
+    def _hand_on(self, client: Client, feed: Feed) -> None:
+        """Send the lines of a feed that have come."""
+        ended = feed.ended  # before the lines are taken: what it ended with is among them
+        for line in feed.take():
+            self._put(client, send(client.http, h11.Data(data=line)))
+        if ended:
+            client.feed = None
+            self._put(client, send(client.http, h11.EndOfMessage()))
+            self._next(client)
+        self._write(client)
+        if not client.gone and client.waiting > _STREAM_BUFFER_BYTES:
+            self.cut_off += 1
+            self._close(client)
+        self._watch(client)
+
     def _hand_out(self) -> None:
         """Send finished answers and new records on their way."""
         while not self._found.empty():
             client, answer = self._found.get()
             client.busy = False
-            if not client.gone:
+            if isinstance(answer, Feed):
+                if client.gone:
+                    answer.close()
+                else:
+                    self._begin_feed(client, answer)
+            elif not client.gone:
                 self._answer(client, answer)
                 try:
                     self._advance(client)
                 except h11.RemoteProtocolError as exc:
                     self._refuse(client, exc.error_status_hint, f"not HTTP/1.1: {exc}")
                 self._watch(client)
+        for client in list(self._clients.values()):
+            if client.feed is not None:
+                self._hand_on(client, client.feed)
         if not self._published:
             return
         readers = [client for client in self._clients.values() if client.stream is not None]
@@ -452,7 +463,7 @@ class Server:
                     continue
                 if line is None:
                     line = self._render(record)
-                self._put(client, _send(client.http, h11.Data(data=line)))
+                self._put(client, send(client.http, h11.Data(data=line)))
                 touched.add(client.sock.fileno())
                 if client.waiting > _STREAM_BUFFER_BYTES:
                     self._write(client)
@@ -475,13 +486,13 @@ class Server:
 
     # -- bytes --------------------------------------------------------------------------------
 
-    def _put(self, client: _Client, data: bytes) -> None:
+    def _put(self, client: Client, data: bytes) -> None:
         if not client.out:
             client.deadline = time.monotonic() + _STALL_S
         client.out.append(data)
         client.waiting += len(data)
 
-    def _write(self, client: _Client) -> None:
+    def _write(self, client: Client) -> None:
         while client.out or client.body is not None:
             if client.waiting < _BUFFER_BYTES:
                 self._fill(client)
@@ -503,12 +514,12 @@ class Server:
                 client.out[0] = piece[sent:]
         if client.closing or (client.ended and not client.busy):
             self._close(client)
-        elif client.stream is None and not client.busy:
+        elif client.stream is None and client.feed is None and not client.busy:
             client.deadline = time.monotonic() + _IDLE_S
             if client.http.their_state is h11.IDLE and client.http.trailing_data[0]:
                 self._advance(client)  # a request that came while this one was answered
 
-    def _watch(self, client: _Client) -> None:
+    def _watch(self, client: Client) -> None:
         if client.gone:
             return
         events = 0 if client.ended else selectors.EVENT_READ
@@ -528,10 +539,11 @@ class Server:
         for client in list(self._clients.values()):
             if client.stream is not None and now - client.said_at > _HEARTBEAT_S:
                 client.said_at = now
-                self._put(client, _send(client.http, h11.Data(data=b"\n")))
+                self._put(client, send(client.http, h11.Data(data=b"\n")))
                 self._write(client)
                 self._watch(client)
-            if client.gone or (client.stream is not None and not client.out):
+            quiet = client.stream is not None or client.feed is not None
+            if client.gone or (quiet and not client.out):
                 continue
             if now < client.deadline:
                 continue
@@ -545,13 +557,15 @@ class Server:
             else:
                 self._refuse(client, 408, "the request did not arrive whole in time")
 
-    def _close(self, client: _Client) -> None:
+    def _close(self, client: Client) -> None:
         if client.gone:
             return
         client.gone = True
         if client.stream is not None:
             self._streams -= 1
             self._live_streams -= client.stream.live
+        if client.feed is not None:
+            client.feed.close()
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client.sock)
         self._clients.pop(client.sock.fileno(), None)
@@ -561,29 +575,3 @@ class Server:
         client.out.clear()
         client.body = None
         client.sock.close()
-
-
-def _response(answer: Answer, *, chunked: bool) -> h11.Response:
-    headers = [
-        ("Server", _SERVER_NAME.decode()),
-        ("Content-Type", answer.content_type),
-        ("Cache-Control", "no-store"),
-        *answer.headers,
-    ]
-    if not chunked:
-        assert isinstance(answer.body, bytes)
-        headers.append(("Content-Length", str(len(answer.body))))
-    return h11.Response(status_code=answer.status, headers=headers)
-
-
-def _send(http: h11.Connection, event: h11.Response | h11.Data | h11.EndOfMessage) -> bytes:
-    return http.send(event) or b""
-
-
-def _head_and_body(http: h11.Connection, answer: Answer) -> bytes:
-    assert isinstance(answer.body, bytes)
-    return (
-        _send(http, _response(answer, chunked=False))
-        + (_send(http, h11.Data(data=answer.body)) if answer.body else b"")
-        + _send(http, h11.EndOfMessage())
-    )

@@ -101,6 +101,18 @@ def make_parser() -> Parser:
         parents=(socket, filters),
     )
     top.set_defaults(json=False)
+    deep = command(
+        "deep", "what a process says inside TLS, for a bounded time, and what that costs it"
+    )
+    deep.add_argument("--pid", type=_number, required=True, metavar="N", help="the process")
+    deep.add_argument(
+        "--for", dest="for_", default="60s", metavar="TIME", help="how long (60s, the default)"
+    )
+    deep.add_argument(
+        "--most",
+        metavar="PERCENT",
+        help="end when it costs the process more than this of one CPU (25, the default)",
+    )
     command("doctor", "what is probed, what is not and why, what was lost")
     for word, text in (("completion", "a completion script"), ("man", "a manual page, as troff")):
         made = commands.add_parser(word, help=text, description=f"Prints {text}.")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from conmon.names import (
     DNS_NONE,
@@ -114,6 +114,7 @@ def record_of(
     hellos: Hellos | None,
     earlier: Sequence[ConnEvent] = (),
     lost: bool = False,
+    plain: dict[str, Any] | None = None,
 ) -> Record:
     """Make the record of one connection, open or ended.
 
@@ -125,6 +126,7 @@ def record_of(
         hellos: its TLS hellos.
         earlier: the other attempts of the same connection.
         lost: events were lost that could belong to it.
+        plain: what was spoken inside TLS, where its library was asked.
     """
     flags = conn.flags
     established = conn.established_ns
@@ -157,7 +159,7 @@ def record_of(
         if first_ns - lookup.end_ns < CACHED_NS:
             start_ns = min(first_ns, lookup.start_ns)
 
-    exchange = exchange_of(conn, hellos)
+    exchange = exchange_of(conn, hellos, plain)
     tls, request_us = exchange.tls, exchange.response_us
     error = error or exchange.error
     if host is None and tls is not None and tls.sni:

@@ -25,15 +25,17 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 from conmon.names import AI_NUMERICHOST, EAI_AGAIN
 from conmon.record import Record, Tcp
+from monitor.correlate.attempts import Group, Held, Trial, belongs, group_of, trial_of
 from monitor.correlate.build import Clock, Facts, lookup_record, record_of
 from monitor.correlate.dns_wire import DnsTable
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.identity import Identities, Identity
 from monitor.correlate.lookups import Ambiguous, Join, Lookup, LookupTable
+from monitor.correlate.plain import TurnTable
 from monitor.decode import (
     ConnEvent,
     ConnFlag,
@@ -52,8 +54,6 @@ __all__ = ["Correlator", "Key", "Lost"]
 HOLD_NS: Final = 400_000_000
 # After a process ended nothing follows; its last packets may still be under way.
 EXIT_HOLD_NS: Final = 20_000_000
-# An attempt belongs to a connection that began at most this long after it ended.
-RETRY_NS: Final = 300_000_000
 MAX_HELD: Final = 16_384  # connections and lookups put off at one time; past it they are settled
 MAX_OPEN: Final = 131_072
 DEFERRED_HOLD_NS: Final = 50_000_000
@@ -77,19 +77,6 @@ AI_CANONNAME: Final = 0x2  # glibc and musl
 
 Key = tuple[int, int]
 """An open connection: its sk and connect_ns."""
-# process, process start, lookup, port: attempts that may belong together
-_Group = tuple[int, int, int, int]
-
-
-@dataclass(slots=True)
-class _Held:
-    """Failed attempts of one group, waiting for a winner."""
-
-    join: Join
-    conns: list[ConnEvent]
-    deadline_ns: int
-
-
 _Hints = tuple[int, int, bytes]  # family, flags, service: how a name was asked for
 
 
@@ -104,24 +91,11 @@ class _HeldLookup:
     hints: set[_Hints]
 
 
-class _Trial(NamedTuple):
-    """What of an open connection tells whether a failed attempt belongs to it. The event itself is
-    six times as large, and ten thousand are open at a time."""
-
-    pid: int
-    start_ns: int
-    connect_ns: int
-    established_ns: int
-    family: int
-    rport: int
-    raddr: bytes
-
-
 @dataclass(slots=True)
 class _Open:
     """A connection seen in a snapshot."""
 
-    trial: _Trial
+    trial: Trial
     join: Join | None = None
     joined: bool = False
     earlier: tuple[ConnEvent, ...] = ()
@@ -152,8 +126,10 @@ class Correlator:
         self._lookups = LookupTable()
         self._dns = DnsTable()
         self._hellos = HelloTable()
+        self.plain = TurnTable()
+        """What TLS libraries were seen to read and write, where somebody asked for that."""
         self._open: dict[Key, _Open] = {}
-        self._held: OrderedDict[_Group, _Held] = OrderedDict()
+        self._held: OrderedDict[Group, Held] = OrderedDict()
         self._deferred: list[ConnEvent] = []
         self._failed_lookups: list[_HeldLookup] = []
         self._parents: OrderedDict[int, int] = OrderedDict()
@@ -267,11 +243,11 @@ class Correlator:
             current.add(key)
             opened = self._open.get(key)
             if opened is None:
-                opened = _Open(_trial_of(conn))
+                opened = _Open(trial_of(conn))
                 if len(self._open) < MAX_OPEN:
                     self._open[key] = opened
             elif not opened.trial.established_ns:
-                opened.trial = _trial_of(conn)
+                opened.trial = trial_of(conn)
             opened.missing = 0
             if self.live and conn.first_resp_ns and not opened.announced:
                 answered.append(conn)  # set-up ends with the first answer
@@ -423,10 +399,10 @@ class Correlator:
         return [self._record(conn, join, tuple(earlier))]
 
     def _hold(self, conn: ConnEvent, join: Join) -> list[Record]:
-        group = _group(conn, join)
+        group = group_of(conn, join)
         held = self._held.get(group)
         if held is None:
-            held = self._held[group] = _Held(join, [], 0)
+            held = self._held[group] = Held(join, [], 0)
         held.conns.append(conn)
         held.deadline_ns = conn.end_ns + HOLD_NS
         if len(self._held) > MAX_HELD:
@@ -434,21 +410,21 @@ class Correlator:
             return [self._failed_record(oldest)]
         return []
 
-    def _take_attempts(self, winner: ConnEvent | _Trial, join: Join) -> list[ConnEvent]:
+    def _take_attempts(self, winner: ConnEvent | Trial, join: Join) -> list[ConnEvent]:
         """The failed attempts that led to this connection."""
         if not self._held:
             return []
-        group = _group(winner, join)
+        group = group_of(winner, join)
         held = self._held.get(group)
         if held is None:
             return []
-        taken = [conn for conn in held.conns if _belongs(conn, winner)]
-        held.conns = [conn for conn in held.conns if not _belongs(conn, winner)]
+        taken = [conn for conn in held.conns if belongs(conn, winner)]
+        held.conns = [conn for conn in held.conns if not belongs(conn, winner)]
         if not held.conns:
             del self._held[group]
         return taken
 
-    def _failed_record(self, held: _Held) -> Record:
+    def _failed_record(self, held: Held) -> Record:
         *earlier, last = sorted(held.conns, key=lambda conn: conn.end_ns)
         return self._record(last, held.join, tuple(earlier))
 
@@ -457,6 +433,11 @@ class Correlator:
         if conn.flags & (ConnFlag.TLS | ConnFlag.QUIC | ConnFlag.H2):
             key = (conn.sk, conn.connect_ns)
             hellos = self._hellos.take(*key) if conn.end_ns else self._hellos.get(*key)
+        plain = None
+        if len(self.plain):
+            plain = self.plain.protocol(conn)
+            if conn.end_ns:
+                self.plain.forget(conn)
         return record_of(
             conn,
             facts=self.facts,
@@ -470,6 +451,7 @@ class Correlator:
             hellos=hellos,
             earlier=earlier,
             lost=conn.connect_ns <= self._lost_ns,
+            plain=plain,
         )
 
     def _who(self, conn: ConnEvent) -> Identity:
@@ -529,7 +511,7 @@ class Correlator:
         records = []
         trying = (
             {
-                _group(opened.trial, opened.join)
+                group_of(opened.trial, opened.join)
                 for opened in self._open.values()
                 if opened.join is not None and not opened.trial.established_ns
             }
@@ -573,25 +555,3 @@ class Correlator:
             task = waiting.lookup.task
             if task.pid == event.pid and task.start_ns == event.start_ns:
                 waiting.deadline_ns = min(waiting.deadline_ns, deadline)
-
-
-def _trial_of(conn: ConnEvent) -> _Trial:
-    return _Trial(
-        conn.pid, conn.start_ns, conn.connect_ns, conn.established_ns, conn.family, conn.rport,
-        conn.raddr,
-    )  # fmt: skip
-
-
-def _group(conn: ConnEvent | _Trial, join: Join) -> _Group:
-    return (conn.pid, conn.start_ns, id(join.lookup), conn.rport)
-
-
-def _belongs(attempt: ConnEvent, winner: ConnEvent | _Trial) -> bool:
-    """Whether a failed attempt and a connection were tries at the same thing: another address,
-    one begun while the other was under way or right after."""
-    if attempt.raddr == winner.raddr and attempt.family == winner.family:
-        return False
-    return (
-        attempt.connect_ns <= winner.established_ns
-        and winner.connect_ns <= attempt.end_ns + RETRY_NS
-    )

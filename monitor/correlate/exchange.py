@@ -35,18 +35,21 @@ class Exchange:
     error: str | None = None
 
 
-def exchange_of(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
+def exchange_of(
+    conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | None = None
+) -> Exchange:
     """Read one connection's packets.
 
     Args:
         conn: open or ended.
         hellos: its TLS hellos or QUIC datagrams.
+        plain: what was spoken inside TLS, where its library was asked.
     """
     flags = conn.flags
     if flags & ConnFlag.QUIC:
         return _quic(conn, hellos)
     if flags & ConnFlag.TLS:
-        return _secured(conn, hellos)
+        return _secured(conn, hellos, plain)
     if not (conn.established_ns and flags & ConnFlag.PACKETS):
         return Exchange()
     if flags & ConnFlag.H2 and hellos is not None:
@@ -67,7 +70,7 @@ def exchange_of(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
     )
 
 
-def _secured(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
+def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | None) -> Exchange:
     wire = _wire_of(conn, hellos)
     view = _tls_of(conn, hellos, wire)
     response_us = None
@@ -78,6 +81,7 @@ def _secured(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
         tls_us=view.us,
         response_us=response_us,
         turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
+        prot_specific=plain,
         error=view.error,
     )
 

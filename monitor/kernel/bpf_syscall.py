@@ -35,6 +35,7 @@ _SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
 # enum bpf_cmd, include/uapi/linux/bpf.h
 _MAP_CREATE: Final = 0
 _MAP_LOOKUP_ELEM: Final = 1
+_MAP_UPDATE_ELEM: Final = 2
 _MAP_DELETE_ELEM: Final = 3
 _PROG_LOAD: Final = 5
 _PROG_TEST_RUN: Final = 10
@@ -217,6 +218,16 @@ def lookup_element(map_fd: int, key: bytes, value_size: int) -> bytes | None:
             return None
         raise
     return v.raw
+
+
+def update_element(map_fd: int, key: bytes, value: bytes) -> None:
+    """Write one element, new or old."""
+    k = ctypes.create_string_buffer(key, len(key))
+    v = ctypes.create_string_buffer(value, len(value))
+    bpf(
+        _MAP_UPDATE_ELEM,
+        _attributes("=IIQQQ", map_fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0),
+    )
 
 
 def delete_element(map_fd: int, key: bytes) -> bool:

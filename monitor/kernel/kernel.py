@@ -26,7 +26,7 @@ RING_BYTES: Final = 4 << 20
 COOKIE_AT: Final = 80  # offsetof(struct conn_event, cookie)
 LOST_COUNTERS: Final = (
     "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "lost_dns",
-    "conn_full", "lookup_full",
+    "lost_plain", "conn_full", "lookup_full",
 )  # fmt: skip
 FILLABLE_MAPS: Final = (
     "conn_by_sk", "lookup_by_thread", "handshake_by_thread", "handshake_by_object",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,7 +19,8 @@ from monitor.bpf_source import bpf_folder
 from monitor.errors import LoadError, SourceError
 from monitor.kernel import bpf_syscall
 from monitor.kernel.compile_child import CHANNEL
-from monitor.kernel.image import Image, ImageCache, MapSpec, image_key, name_maps
+from monitor.kernel.image import Image, ImageCache, MapSpec, ProgramSpec, image_key, name_maps
+from monitor.kernel.programs import LICENSE, PROGRAMS
 
 __all__ = ["Loaded", "load"]
 
@@ -40,6 +42,26 @@ class Loaded:
     """Program name -> why the kernel refused it."""
     seconds: dict[str, float] = field(default_factory=dict)
     """What each step took; ``compile`` and others are missing where an image was at hand."""
+    waiting: dict[str, ProgramSpec] = field(default_factory=dict)
+    """Programs that are loaded on request."""
+
+    def load_waiting(self, names: Iterable[str]) -> dict[str, int]:
+        """Load programs that were not loaded at the start; the descriptors are the caller's.
+
+        Raises:
+            LoadError: the kernel refuses one: one sentence.
+        """
+        made: dict[str, int] = {}
+        try:
+            for name in names:
+                made[name] = _load_program(self.waiting[name], LICENSE, self.maps)
+        except BaseException as exc:
+            for descriptor in made.values():
+                os.close(descriptor)
+            if isinstance(exc, SourceError):
+                raise LoadError(str(exc)) from exc
+            raise
+        return made
 
     def close(self) -> None:
         """Let go of everything; what is attached through other descriptors stays."""
@@ -101,16 +123,13 @@ def _load_image(image: Image) -> Loaded:
                 max_entries=spec.max_entries,
                 flags=spec.flags,
             )
-        places = dict(enumerate(loaded.maps.values()))
+        on_request = {program.name for program in PROGRAMS if program.on_request}
         for program in image.programs:
+            if program.name in on_request:
+                loaded.waiting[program.name] = program
+                continue
             try:
-                loaded.programs[program.name] = bpf_syscall.load_program(
-                    program.name,
-                    program.type,
-                    name_maps(program.code, places),
-                    license=image.license,
-                    attach_type=program.attach_type,
-                )
+                loaded.programs[program.name] = _load_program(program, image.license, loaded.maps)
             except SourceError as exc:
                 loaded.failed[program.name] = str(exc)
     except SourceError as exc:
@@ -121,6 +140,16 @@ def _load_image(image: Image) -> Loaded:
         raise
     loaded.seconds["load"] = time.monotonic() - started
     return loaded
+
+
+def _load_program(program: ProgramSpec, license: str, maps: dict[str, int]) -> int:
+    return bpf_syscall.load_program(
+        program.name,
+        program.type,
+        name_maps(program.code, dict(enumerate(maps.values()))),
+        license=license,
+        attach_type=program.attach_type,
+    )
 
 
 def _compile(flags: list[str]) -> tuple[Image, dict[str, float]]:

@@ -8,6 +8,7 @@ from typing import Final
 
 __all__ = [
     "CGROUP_HOOKS",
+    "DEEP_FUNCTIONS",
     "FIELDS",
     "LICENSE",
     "MAPS",
@@ -31,6 +32,7 @@ SOURCES: Final = (
     "tls.bpf.c",
     "process.bpf.c",
     "live.bpf.c",
+    "deep.bpf.c",
 )
 
 
@@ -56,10 +58,14 @@ class Program:
     type: ProgramType
     attach_type: int = -1
     """enum bpf_attach_type; -1 where the program type has none."""
+    on_request: bool = False
+    """Loaded when somebody asks for what it does, not at the start."""
 
 
-def _program(name: str, kind: ProgramType, attach_type: int = -1) -> Program:
-    return Program(name=name, type=kind, attach_type=attach_type)
+def _program(
+    name: str, kind: ProgramType, attach_type: int = -1, *, on_request: bool = False
+) -> Program:
+    return Program(name=name, type=kind, attach_type=attach_type, on_request=on_request)
 
 
 PROGRAMS: Final = (
@@ -88,6 +94,13 @@ PROGRAMS: Final = (
     _program("mbedtls_enter", ProgramType.KPROBE),
     _program("mbedtls_return", ProgramType.KPROBE),
     _program("live_read", ProgramType.RAW_TRACEPOINT),
+    _program("deep_write_enter", ProgramType.KPROBE, on_request=True),
+    _program("deep_write_ex_enter", ProgramType.KPROBE, on_request=True),
+    _program("deep_read_enter", ProgramType.KPROBE, on_request=True),
+    _program("deep_read_ex_enter", ProgramType.KPROBE, on_request=True),
+    _program("deep_return", ProgramType.KPROBE, on_request=True),
+    _program("deep_free_enter", ProgramType.KPROBE, on_request=True),
+    _program("deep_egress", ProgramType.CGROUP_SKB, 1, on_request=True),
 )
 
 # tracepoint -> program
@@ -119,6 +132,21 @@ PROBED_FUNCTIONS: Final = {
     "mbedtls_ssl_handshake": ("mbedtls_enter", "mbedtls_return"),
 }
 
+# library function -> (program at entry, program at return or None): plaintext, on request
+DEEP_FUNCTIONS: Final = {
+    "SSL_write": ("deep_write_enter", "deep_return"),
+    "SSL_write_ex": ("deep_write_ex_enter", "deep_return"),
+    "SSL_write_early_data": ("deep_write_ex_enter", "deep_return"),
+    "SSL_read": ("deep_read_enter", "deep_return"),
+    "SSL_read_ex": ("deep_read_ex_enter", "deep_return"),
+    "SSL_free": ("deep_free_enter", None),
+    "gnutls_record_send": ("deep_write_enter", "deep_return"),
+    "gnutls_record_send2": ("deep_write_enter", "deep_return"),
+    "gnutls_record_recv": ("deep_read_enter", "deep_return"),
+    "gnutls_record_recv_seq": ("deep_read_enter", "deep_return"),
+    "gnutls_deinit": ("deep_free_enter", None),
+}
+
 MAPS: Final = (
     "events",
     "conn_by_sk",
@@ -129,6 +157,10 @@ MAPS: Final = (
     "dns_server_by_pid",
     "quic_server_by_sk",
     "live_by_slot",
+    "deep_by_pid",
+    "deep_by_call",
+    "deep_by_thread",
+    "deep_by_object",
     "blank_conn",
     "blank_lookup",
 )

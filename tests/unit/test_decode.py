@@ -32,6 +32,7 @@ from monitor.decode import (
     LookupEvent,
     LookupFlag,
     Phase,
+    PlainEvent,
     RecordFlag,
     Task,
     decode,
@@ -49,6 +50,7 @@ EVENTS = {
     "exec_event": Kind.EXEC,
     "exit_event": Kind.EXIT,
     "dns_event": Kind.DNS,
+    "plain_event": Kind.PLAIN,
 }
 # Fields that say how much of the struct counts.
 GIVEN = {
@@ -58,6 +60,7 @@ GIVEN = {
     "exec_event.path_start": 250,
     "exec_event.path_cut": 0,
     "dns_event.len": 9,
+    "plain_event.len": 11,
 }
 WIDTH = {"__u8": 1, "char": 1, "__u16": 2, "__u32": 4, "__s32": 4, "__u64": 8}
 CONSTANTS = dict(re.findall(r"#define\s+(\w+)\s+(\d+)", HEADER))
@@ -231,6 +234,15 @@ def test_every_field_of_a_dns_message_is_read_from_its_place(compiled: Compiled)
     assert as_written(event) == expected
 
 
+def test_every_field_of_plaintext_is_read_from_its_place(compiled: Compiled) -> None:
+    expected = without(compiled.expected["plain_event"])
+    event = decode(memoryview(compiled.run("plain_event")))
+    assert isinstance(event, PlainEvent)
+    expected["data"] = expected["data"][:11]
+    expected |= {"received": True, "turned": True}
+    assert as_written(event) == expected
+
+
 def test_the_map_is_read_with_the_size_the_compiler_gives_it(compiled: Compiled) -> None:
     assert compiled.constants("CONN_BYTES") == {"": CONN_BYTES}
 
@@ -272,6 +284,7 @@ SIZES = {
     Kind.EXEC: decoder._AFTER_TASK + decoder._EXEC.size,
     Kind.EXIT: decoder._HEADER.size + decoder._EXIT.size,
     Kind.DNS: decoder._AFTER_TASK + decoder._DNS.size,
+    Kind.PLAIN: decoder._HEADER.size + decoder._PLAIN.size,
 }
 
 
@@ -287,7 +300,7 @@ def test_a_byte_less_than_the_fixed_part_is_an_error_and_no_byte_more_is_needed(
             decode(memoryview(event_bytes(kind, bytes(SIZES[kind]))[:size]))
 
 
-@pytest.mark.parametrize("kind", [0, 7, 255, 0xFFFFFFFF])
+@pytest.mark.parametrize("kind", [0, 8, 255, 0xFFFFFFFF])
 def test_an_unknown_kind_is_an_error(kind: int) -> None:
     with pytest.raises(DecodeError):
         decode(memoryview(event_bytes(kind, bytes(4096))))

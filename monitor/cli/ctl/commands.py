@@ -16,6 +16,12 @@ from conmon.words import address, columns, count, duration, name, size, user
 __all__ = ["COMMANDS"]
 
 _CONNS_SHOWN: Final = 1000  # more than anybody reads; a program gets all
+_DEEP_ENDS: Final = {
+    "time": "the time is up",
+    "process": "the process ended",
+    "cost": "it cost the process more than was allowed",
+    "daemon": "conmond ended",
+}
 _FILTERS: Final = ("pid", "comm", "unit", "container", "uid", "host")
 
 
@@ -175,6 +181,48 @@ def _yes(attached: bool, why: str | None) -> str:
     return "attached" if attached else f"NOT attached: {name(why, 300)}"
 
 
+def deep(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
+    """What a process says inside TLS."""
+    for item in daemon.deep(given.pid, for_=given.for_, most=given.most):
+        if given.json:
+            _json(item)
+        else:
+            for line in _deep_lines(item):
+                print(line)
+        sys.stdout.flush()
+    return 0
+
+
+def _deep_lines(item: dict[str, Any]) -> Iterator[str]:
+    if item["kind"] == "begin":
+        yield (
+            f"reading {name(item['comm'], 16)}[{item['pid']}] for {item['seconds']:g} s; "
+            f"a call costs it {item['call_ns'] / 1000:.1f} us"
+        )
+        for library in item["libraries"]:
+            probed = ", ".join(library["functions"])
+            yield f"library {name(library['path'], 120)}: {probed}"
+    elif item["kind"] == "turn":
+        prot = item["prot_specific"] or {}
+        said = [name(str(prot[key]), 20) for key in ("protocol", "version", "method", "resp")
+                if key in prot]  # fmt: skip
+        where = address(item["raddr"], item["rport"])
+        if item["host"] is not None:
+            where = f"{name(item['host'])} ({where})"
+        what = " ".join(said) or "unknown protocol"
+        yield f"{item['at'][11:23]}  {where}  {what}  {duration(item['us'])}"
+    elif item["kind"] == "end":
+        cost = f"{item['calls']} calls cost {duration(item['cost_us'])}"
+        share = f"{item['percent_of_cpu']:.3f} % of a CPU in {item['seconds']:.1f} s"
+        if item["process_cpu_us"]:
+            own = 100 * item["cost_us"] / item["process_cpu_us"]
+            share += f", {own:.2g} % of what the process used"
+        yield f"{item['turns']} turns; {cost}: {share}"
+        if item["untold"]:
+            yield f"{item['untold']} turns were not shown: they came faster than they were read"
+        yield f"ended: {_DEEP_ENDS.get(item['why'], name(item['why']))}"
+
+
 def top(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
     """The whole screen."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -193,5 +241,6 @@ COMMANDS: Final[dict[str, Callable[[conmon.Daemon, argparse.Namespace], int]]] =
     "tail": tail,
     "show": show,
     "top": top,
+    "deep": deep,
     "doctor": doctor,
 }
