@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import jsonschema
 import pytest
 
 import conmon
@@ -21,6 +22,7 @@ from tests.lab.servers import Behaviour
 
 pytestmark = pytest.mark.client("gnutls-cli", "ip", "nghttpd", "node")
 
+API = json.loads((ROOT / "monitor/api/openapi.json").read_text())
 ANSWER_S = 0.080
 # Each waits for a line before it asks: HOST PORT CA. One connection, kept.
 BLOCKING = """
@@ -341,7 +343,11 @@ def test_json_is_one_object_a_line(lab, watch, site):
         cwd=ROOT, env=CLEAN_ENV, capture_output=True, text=True, timeout=20, check=True,
     )  # fmt: skip
     client.close()
-    kinds = [json.loads(line)["kind"] for line in done.stdout.splitlines()]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    schema = {"$ref": "#/components/schemas/DeepLine", "components": API["components"]}
+    for line in lines:
+        jsonschema.Draft202012Validator(schema).validate(line)
+    kinds = [line["kind"] for line in lines]
     assert kinds[0] == "begin"
     assert kinds[-1] == "end"
     assert "cost" in kinds

@@ -79,6 +79,18 @@ def test_any_target_gets_an_answer(path, query, sees_all):
                    f"/v1/records/{path}?{query}"):  # fmt: skip
         reply = routes.reply("GET", target, Asker(1, sees_all))
         assert isinstance(reply, (Answer, Later, Stream))
+    reply = routes.reply("POST", f"/v1/deep/{path}?{query}", Asker(1, sees_all))
+    assert isinstance(reply, (Answer, Later))
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["0", "2147483648", "1?for=2h", "1?for=0", "1?most=x", "1?most=-1", "1?no=1", "x", ""],
+)
+def test_deep_takes_a_process_a_time_and_a_bound(target):
+    reply = Routes(Nothing()).reply("POST", f"/v1/deep/{target}", Asker(0, sees_all=True))
+    assert reply.status in (400, 404)
+    assert Routes(Nothing()).reply("GET", "/v1/deep/1", Asker(0, sees_all=True)).status == 405
 
 
 def test_the_metrics_port_has_metrics_alone():
