@@ -10,6 +10,8 @@
 
 #define DNS_PORT   53
 #define DNS_HEADER 12
+#define STUB       0x3500007fU /* 127.0.0.53 as a little-endian number; 127.0.0.54 is next to it */
+#define STUB_PROXY 0x3600007fU
 
 static __always_inline void fill_dns(struct dns_event *e, u64 sk, u32 seq, u32 len, u32 flags)
 {
@@ -34,6 +36,18 @@ static __always_inline void fill_dns(struct dns_event *e, u64 sk, u32 seq, u32 l
 	e->seq = seq;
 }
 
+/* Whether the server is systemd-resolved's stub. */
+static __always_inline bool is_stub(struct __sk_buff *skb, bool rx)
+{
+	u32 server = 0;
+	u8 first = 0;
+
+	if (bpf_skb_load_bytes(skb, 0, &first, 1) || first >> 4 != 4 ||
+	    bpf_skb_load_bytes(skb, rx ? 12 : 16, &server, sizeof(server)))
+		return 0;
+	return server == STUB || server == STUB_PROXY;
+}
+
 /* Hand over len bytes at offset in this packet, or as many as fit. */
 static __always_inline void submit_dns(struct __sk_buff *skb, u64 sk, u32 seq, u32 offset, u32 len,
 				       u32 flags)
@@ -45,6 +59,8 @@ static __always_inline void submit_dns(struct __sk_buff *skb, u64 sk, u32 seq, u
 
 	if (!len)
 		return;
+	if (is_stub(skb, flags & DNS_RECEIVED))
+		flags |= DNS_STUB;
 	if (len > DNS_MAX) {
 		len = DNS_MAX;
 		flags |= DNS_CUT;

@@ -249,6 +249,7 @@ enum dns_flag {
 	DNS_STREAM = 4,  /* payload of a TCP segment: pieces of messages, each after its length */
 	DNS_INSIDE = 8,  /* asked inside a lookup call that is probed, which says it better */
 	DNS_SERVER = 16, /* asked by a process that answers such questions itself */
+	DNS_STUB = 32,   /* asked of systemd-resolved, at 127.0.0.53 or 127.0.0.54 */
 };
 
 /* Bytes to or from port 53: a question leaving, an answer arriving. */

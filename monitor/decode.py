@@ -108,6 +108,7 @@ class DnsFlag(IntEnum):
     STREAM = 4
     INSIDE = 8
     SERVER = 16
+    STUB = 32
 
 
 class Library(IntEnum):

@@ -60,6 +60,7 @@ DEFERRED_HOLD_NS: Final = 50_000_000
 # An address that DNS gave and that getaddrinfo() was then asked for as a literal is that name's if
 # the connection follows within this.
 LITERAL_NS: Final = 1_000_000_000
+RESOLVED: Final = "systemd-resolved"
 MAX_PARENTS: Final = 8192  # processes whose parent is remembered
 ANCESTORS: Final = 4  # generations looked back: Erlang's resolver is a great-grandchild
 
@@ -394,7 +395,7 @@ class Correlator:
             return self._hold(conn, join)
         if join is not None:
             if conn.phase == Phase.CLOSED:
-                join.lookup.uses += 1
+                join.used()
             earlier = [*earlier, *self._take_attempts(conn, join)]
         return [self._record(conn, join, tuple(earlier))]
 
@@ -494,7 +495,7 @@ class Correlator:
                 opened.join = join
                 opened.joined = True
                 if join is not None:
-                    join.lookup.uses += 1
+                    join.used()
             else:
                 opened.join = join  # may still fail: uses nothing yet, asked again
         return records
@@ -531,7 +532,11 @@ class Correlator:
             due = [held for held in self._failed_lookups if held.deadline_ns <= now_ns]
             self._failed_lookups = [h for h in self._failed_lookups if h.deadline_ns > now_ns]
             records += [self._lookup_failed(held.lookup) for held in due]
-        records += [self._lookup_failed(lookup) for lookup in self._dns.failures(now_ns)]
+        for lookup in self._dns.failures(now_ns):
+            record = self._lookup_failed(lookup)
+            # it asks for others, whose own records say that it failed
+            if (record.exe or "").rpartition("/")[2] != RESOLVED:
+                records.append(record)
         return records
 
     def _announce(self, conns: Sequence[ConnEvent]) -> list[Record]:

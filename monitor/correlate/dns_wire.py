@@ -53,6 +53,7 @@ class _Exchange:
     kind: int = 0
     name: str | None = None
     addresses: list[tuple[int, bytes]] | None = None
+    stub: bool = False
     lookup: Lookup | None = None  # made of this and what followed ...
     lookup_parts: int = 0  # ... of so many
 
@@ -73,6 +74,8 @@ class _Undecided:
     waiting: set[tuple[int, int]] = field(default_factory=set)
     ret: int = 0
     """EAI_ code of an answer without records."""
+    stub: bool = False
+    """The server is systemd-resolved's stub."""
     answered: bool = False
     """One came with records, or says to ask again over TCP."""
 
@@ -171,6 +174,7 @@ class DnsTable:
             if len(self._undecided) > MAX_UNDECIDED:
                 self._undecided.popitem(last=False)
         undecided.last_ns = event.ts_ns
+        undecided.stub = bool(event.flags & DnsFlag.STUB)
         return undecided
 
     def _answer(self, key: tuple[int, int], event: DnsEvent, data: bytes) -> None:
@@ -196,7 +200,14 @@ class DnsTable:
                 self._answered.popitem(last=False)
         question = _first_question(data)
         answers.append(
-            _Exchange(asked.task, asked.asked_ns, event.ts_ns, data, question[1] if question else 0)
+            _Exchange(
+                asked.task,
+                asked.asked_ns,
+                event.ts_ns,
+                data,
+                question[1] if question else 0,
+                stub=bool(event.flags & DnsFlag.STUB),
+            )
         )
 
     # -- lookups that failed ------------------------------------------------------------------
@@ -281,6 +292,7 @@ class DnsTable:
             start_ns=min(x.asked_ns for x in parts),
             end_ns=max(x.answered_ns for x in parts),
             answers=[answer for x in parts for answer in x.addresses or ()],
+            stub=newest.stub,
         )
 
 
@@ -315,6 +327,7 @@ def _failed_lookup(tries: list[_Undecided]) -> Lookup:
         end_ns=None if waiting else max(x.last_ns for x in tries),
         ret=EAI_AGAIN if waiting else first.ret,
         answers=[],
+        stub=first.stub,
     )
 
 

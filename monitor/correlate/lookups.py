@@ -71,6 +71,8 @@ class Lookup:
     is_literal: bool
     uses: int = 0
     """Connections established from it."""
+    kept: bool = False
+    """Its own process has connected by it, so it was not made for a relative."""
     source: str = "getaddrinfo"
     """The record's ``dns_source``."""
     end_seen: bool = True
@@ -86,6 +88,11 @@ class Join:
 
     lookup: Lookup
     match: Match
+
+    def used(self) -> None:
+        """A connection was established from it."""
+        self.lookup.uses += 1
+        self.lookup.kept = self.lookup.kept or self.match != "host"
 
 
 class Ambiguous:
@@ -248,6 +255,7 @@ class LookupTable:
             and 0 <= conn.connect_ns - x.end_ns < HELPER_NS
             and x.task.pid != conn.pid
             and not x.is_literal
+            and not x.kept
         ]
         if sni is not None:
             fits = [x for x in fits if x.name.lower().rstrip(".") == sni] or fits
@@ -295,6 +303,7 @@ def make_wire_lookup(
     end_ns: int | None,
     answers: list[tuple[int, bytes]],
     ret: int = 0,
+    stub: bool = False,
 ) -> Lookup:
     """A lookup as DNS messages tell it.
 
@@ -302,6 +311,7 @@ def make_wire_lookup(
         end_ns: None where nobody answered.
         answers: (family, 16 bytes) of each address.
         ret: the EAI_ code that getaddrinfo() would have given.
+        stub: systemd-resolved was asked, at the address where it takes DNS.
     """
     return Lookup(
         task=task,
@@ -316,7 +326,7 @@ def make_wire_lookup(
         keys=frozenset(address_key(*answer) for answer in answers),
         cut=False,
         is_literal=False,
-        source="wire",
+        source="resolved" if stub else "wire",
     )
 
 

@@ -342,5 +342,13 @@ def test_siblings_names_late_ones_and_several_names_name_nothing() -> None:
     assert only(world.feed(ended(conn(3020, A), 3100))).host is None
 
 
+def test_what_a_child_looked_up_and_used_itself_was_not_for_its_parent() -> None:
+    world = World()
+    world.feed(lookup(0, "one.example", A, end=10, pid=700)._replace(task=child_of(PID, 700)))
+    own = conn(20, A)._replace(pid=700, tid=700, ppid=PID)
+    assert only(world.feed(ended(own, 30))).host == "one.example"
+    assert only(world.feed(ended(conn(40, A), 100))).host is None
+
+
 def child_of(parent: int, pid: int) -> Task:
     return Task(START_NS, 9, 7, 8, pid, pid, parent, 1000, 4026531840, b"helper")
