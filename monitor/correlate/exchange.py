@@ -54,20 +54,26 @@ def exchange_of(
         return Exchange()
     if flags & ConnFlag.H2 and hellos is not None:
         return _http2(conn, hellos)
-    response_us = greeting_us = None
+    response_us = None
     if conn.first_tx_ns and conn.first_resp_ns:
         response_us = (conn.first_resp_ns - conn.first_tx_ns) // 1000
-    if conn.first_rx_ns and (not conn.first_tx_ns or conn.first_rx_ns < conn.first_tx_ns):
-        greeting_us = (conn.first_rx_ns - conn.established_ns) // 1000
     prot = None
     if conn.rx_head_len and not flags & ConnFlag.UDP:
         prot = parse_heads(conn.tx_head[: conn.tx_head_len], conn.rx_head[: conn.rx_head_len])
     return Exchange(
         response_us=response_us,
-        greeting_us=greeting_us,
+        greeting_us=_greeting_us(conn),
         turns=Turns(conn.turn_count, conn.turn_sum_ns // 1000, conn.turn_max_ns // 1000),
         prot_specific=prot,
     )
+
+
+# Where the server speaks first, before TLS begins if it ever does.
+def _greeting_us(conn: ConnEvent) -> int | None:
+    first_ns = conn.first_rx_ns
+    if not first_ns or (conn.first_tx_ns and first_ns >= conn.first_tx_ns):
+        return None
+    return (first_ns - conn.established_ns) // 1000 if conn.established_ns else None
 
 
 def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | None) -> Exchange:
@@ -80,6 +86,7 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
         tls=view.tls,
         tls_us=view.us,
         response_us=response_us,
+        greeting_us=_greeting_us(conn),
         turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
         prot_specific=plain,
         error=view.error,
@@ -214,6 +221,9 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
     """The handshake's result, and the errno name it means for the record."""
     ended = bool(conn.end_ns)
     if conn.ssl_done_ns:
+        # in TLS 1.3 the client is done before the server has looked at its certificate
+        if ended and wire.result == "alert" and wire.alert_from == "server":
+            return "alert", _EPROTO
         return "ok", None
     # The library's own word that it failed outweighs lengths that look like a Finished.
     library_failed = bool(conn.ssl_library and conn.ssl_calls and ended)

@@ -310,9 +310,12 @@ def _stages_13(
 
     after = log[end + 1 :]
     if certificate:
-        # Asked for a certificate and content with it? An alert at once says no.
+        # Asked for a certificate and content with it? An alert at once, or instead of the answer,
+        # says no; a later one says goodbye to who asked nothing.
         answers = [r for r in after if r[3] and r[2] == _DATA]
-        if len(answers) == 1 and answers[0][1] in alert:
+        asked = any(not r[3] and r[2] == _DATA and r[1] not in alert for r in after)
+        at_once = log[end][0] + 2 * (trip_us or 0) + TICKET_SLACK_US
+        if len(answers) == 1 and answers[0][1] in alert and (asked or answers[0][0] <= at_once):
             stages.result, stages.alert_from = "alert", "server"
             return stages
 

@@ -44,6 +44,17 @@ class Identity:
         return context
 
 
+def make_client(folder: Path) -> tuple[Path, Identity]:
+    """Make a CA for clients and a client's certificate; the CA's PEM file and the identity."""
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_cert = _certificate(ca_key, "conmond lab clients", ca_key, "conmond lab clients", None)
+    key = ec.generate_private_key(ec.SECP256R1())
+    cert = _certificate(key, "client", ca_key, "conmond lab clients", ["client.lab.test"])
+    ca_file = folder / "clients.pem"
+    ca_file.write_bytes(ca_cert.public_bytes(serialization.Encoding.PEM))
+    return ca_file, _write(folder, "client", cert, key)
+
+
 def make_authority(folder: Path, names: Sequence[str]) -> tuple[Path, Identity, Identity]:
     """Make a CA, a server certificate for ``names`` (DNS names, addresses), a self-signed one.
 
@@ -91,7 +102,12 @@ def _certificate(
     if names is not None:
         builder = builder.add_extension(
             x509.SubjectAlternativeName([_general_name(name) for name in names]), False
-        ).add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+        ).add_extension(
+            x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+            ),
+            False,
+        )
     return builder.sign(issuer_key, hashes.SHA256())
 
 

@@ -95,6 +95,7 @@ class Lab:
             self.ca_file, self.trusted, self.untrusted = certs.make_authority(
                 folder, [f"*.{DOMAIN}", NEAR4, NEAR6, FAR4, FAR6]
             )
+            self.client_ca_file, self.client = certs.make_client(folder)
             self.resolver = Resolver(self.here, RESOLVER, {})
             stack.callback(self.resolver.close)
             self._stack = stack.pop_all()
@@ -142,6 +143,10 @@ class Lab:
         site = Site(port, servers)
         self._stack.callback(site.close)
         return site
+
+    def free_port(self) -> int:
+        """A port that nobody in the lab has yet."""
+        return next(self._ports)
 
     def tls(self, version: str, **options: object) -> ssl.SSLContext:
         """A server's context with the trusted certificate; ``version`` is "1.2" or "1.3"."""
