@@ -89,4 +89,5 @@ def _get(path: Path, target: str, *, parse: bool = True) -> Any:
 
 def _spread(values: list[float]) -> str:
     values = sorted(values)
-    return f"{statistics.median(values):.0f} ms (to {values[-1]:.0f})"
+    late = values[min(len(values) - 1, round(0.95 * len(values)))]
+    return f"{statistics.median(values):.0f} ms (95 %: {late:.0f}, to {values[-1]:.0f})"

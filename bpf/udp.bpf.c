@@ -118,6 +118,7 @@ static __always_inline void note_datagram(struct __sk_buff *skb, struct conn_eve
 			c->ssl_done_ns = now; /* first datagram of 1-RTT packets alone */
 	}
 	if (rx) {
+		c->sk_err = 0; /* it answers after all */
 		c->bytes_received += part->len;
 		if (!c->first_rx_ns)
 			c->first_rx_ns = now;
@@ -194,4 +195,19 @@ static __always_inline void on_flow(struct __sk_buff *skb, struct conn_event *c,
 	if ((rx ? part.sport : part.dport) != c->rport)
 		return;
 	note_datagram(skb, c, &part, rx, bpf_ktime_get_ns());
+}
+
+/* ICMP says that nobody listens there, or that there is no way to it. */
+int sock_error(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 sk = ctx->args[0];
+	struct conn_event *c = conn_by_sk.lookup(&sk);
+	u32 err;
+
+	if (!c || !(c->flags & CONN_UDP))
+		return 0; /* TCP says it by its state */
+	err = READ_FIELD(u32, sk, OFF_sock_sk_err);
+	if (err)
+		c->sk_err = err;
+	return 0;
 }

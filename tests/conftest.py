@@ -89,11 +89,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REQUIRED] = asked
 
 
-# Unit tests measure processor time, so they run before the lab has threads and the session records;
-# the tests over all records run after the clients that made them and before the kernel tests,
-# which flood.
+# Unit tests measure processor time and those of conmonctl top wait for an idle process, so they run
+# before the lab has threads and its daemon records what floods; the tests over all records run
+# after the clients that made them.
 _TESTS = Path(__file__).parent
-_ORDER = ("unit", "lab", "clients", "kernel", "vm")
+_ORDER = ("unit", "kernel", "lab", "clients", "vm")
 _OVER_ALL_RECORDS = "test_records_of_the_session.py"
 
 

@@ -123,6 +123,8 @@ def _quic(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
     elif conn.end_ns:
         if seen.alert is not None:
             result, error = "alert", _EPROTO
+        elif not conn.first_rx_ns and conn.sk_err:
+            result, error = "failed", errno_name(conn.sk_err)
         elif not conn.first_rx_ns:
             result, error = "timeout", "ETIMEDOUT"
         else:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from monitor.correlate.text import address_key, address_text, printable_text
 from monitor.decode import ConnEvent, LookupEvent, LookupFlag, Task
@@ -39,10 +39,13 @@ __all__ = [
     "make_wire_lookup",
 ]
 
+_T = TypeVar("_T")
+
 # A process seldom has more names in use than a browser has tabs' worth of hosts.
 PER_PROCESS: Final = 256
 # Bounds memory: a lookup takes about 1 KB here.
 TOTAL: Final = 8192
+POOLED: Final = 4096  # names, answers and tasks that lookups share
 # Names with a common address compete only when they were asked for this close together: the
 # older one, if it was ever to be used, has been by then.
 RIVALS_NS: Final = 2_000_000_000
@@ -109,6 +112,21 @@ class _Process:
     lookups: deque[Lookup] = field(default_factory=lambda: deque(maxlen=PER_PROCESS))
 
 
+class _Pool:
+    """One object for equal values: programs ask for the same names over and over."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: dict[Any, Any] = {}
+
+    def one(self, value: _T) -> _T:
+        """The value, or an equal one that is in use already."""
+        if len(self._values) >= self._most:
+            self._values.clear()
+        kept: _T = self._values.setdefault(value, value)
+        return kept
+
+
 class LookupTable:
     """The lookups that connections may still follow from, by process, oldest forgotten first."""
 
@@ -119,6 +137,7 @@ class LookupTable:
         self._processes: OrderedDict[tuple[int, int], _Process] = OrderedDict()
         # by the pid of whoever asked, and of the processes that it may have asked for
         self._helped: OrderedDict[int, deque[Lookup]] = OrderedDict()
+        self._pool = _Pool(POOLED)
 
     def __len__(self) -> int:
         return self._count
@@ -130,6 +149,9 @@ class LookupTable:
             ancestors: pids of the processes that the asking one descends from.
         """
         lookup = make_lookup(event)
+        pool = self._pool
+        lookup.task, lookup.name = pool.one(lookup.task), pool.one(lookup.name)
+        lookup.addresses, lookup.keys = pool.one(lookup.addresses), pool.one(lookup.keys)
         key = (event.task.pid, event.task.start_ns)
         process = self._processes.get(key)
         if process is None:

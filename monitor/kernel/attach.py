@@ -20,6 +20,7 @@ _REQUIRED = ("inet_sock_set_state",)
 _UNSEEN = {
     "sched_process_exec": "the executable of processes that live only a moment",
     "sched_process_exit": "the end of processes",
+    "inet_sk_error_report": "why a datagram had no answer (Linux 5.10 does not say it)",
     "packet_ingress": "first responses, TLS on the wire and turns",
     "packet_egress": "first responses, TLS on the wire and turns",
     "sock_release": "connections that fail before anything is sent (no route)",

@@ -17,6 +17,7 @@ from monitor.errors import SourceError
 
 __all__ = [
     "MapBatch",
+    "ProgramRun",
     "bpf",
     "create_map",
     "delete_element",
@@ -27,7 +28,6 @@ __all__ = [
     "map_layout",
     "open_raw_tracepoint",
     "program_cost",
-    "run_program",
 ]
 
 _SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
@@ -45,7 +45,7 @@ _MAP_LOOKUP_BATCH: Final = 24
 _LINK_CREATE: Final = 28
 _ENABLE_STATS: Final = 32
 
-_SHORT: Final = (_MAP_LOOKUP_ELEM, _MAP_DELETE_ELEM, _MAP_LOOKUP_BATCH, _PROG_TEST_RUN)
+_SHORT: Final = (_MAP_LOOKUP_ELEM, _MAP_DELETE_ELEM, _MAP_LOOKUP_BATCH)
 
 _VERIFIER_LOG: Final = 1 << 20
 
@@ -186,22 +186,37 @@ def link_cgroup(program: int, cgroup: int, attach_type: int) -> int:
         raise SourceError(f"cannot attach to the cgroup: {exc.strerror}") from exc
 
 
-def run_program(program: int, context: ctypes.Array[ctypes.c_char]) -> None:
-    """Run a raw tracepoint program once, here and now (5.10).
+class ProgramRun:
+    """Runs a raw tracepoint program, here and now, as often as it is called (5.10).
 
     Args:
-        context: what it sees as its arguments, 64 bits each.
-    Raises:
-        OSError: with the kernel's errno.
+        context: what the program sees as its arguments, 64 bits each, at the time of each call.
     """
-    bpf(
-        _PROG_TEST_RUN,
-        _attributes(
+
+    def __init__(self, program: int, context: ctypes.Array[ctypes.c_char]) -> None:
+        self._context = context
+        self._attributes = _attributes(
             "=IIIIQQIIIIQQIII4x",
             *(program, 0, 0, 0, 0, 0, 0, 0),
             *(len(context), 0, ctypes.addressof(context), 0, 0, 0, 0),
-        ),
-    )
+        )
+        # made once: a thousand runs are one answer
+        self._arguments = (
+            ctypes.c_long(_SYS_BPF),
+            ctypes.c_int(_PROG_TEST_RUN),
+            ctypes.byref(self._attributes),
+            ctypes.c_uint(len(self._attributes)),
+        )
+
+    def __call__(self) -> None:
+        """Run it once.
+
+        Raises:
+            OSError: with the kernel's errno.
+        """
+        if _libc_held.syscall(*self._arguments) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
 
 def lookup_element(map_fd: int, key: bytes, value_size: int) -> bytes | None:

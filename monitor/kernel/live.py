@@ -49,7 +49,6 @@ class Live:
     """
 
     def __init__(self, program: int, slots_map: int, slots: int) -> None:
-        self._program = program
         self._slots = slots - slots % _KEYS
         page = os.sysconf("SC_PAGE_SIZE")
         size = slots * _FIGURES.size
@@ -61,6 +60,7 @@ class Live:
             raise SourceError(f"cannot map live_by_slot: {exc.strerror}") from exc
         self._arguments = struct.Struct(f"={_KEYS + 1}Q")
         self._context = ctypes.create_string_buffer(self._arguments.size)
+        self._run = bpf_syscall.ProgramRun(program, self._context)
 
     def read(self, sockets: Sequence[tuple[int, int]]) -> dict[int, LiveFigures]:
         """Return what sockets say, by their address; those that are gone are missing.
@@ -102,14 +102,15 @@ class Live:
             yield from zip(some, rows, strict=True)
 
     def _read_some(self, sockets: Sequence[tuple[int, int]]) -> None:
-        for start in range(0, len(sockets), _KEYS):
-            keys = [sk for sk, _ in sockets[start : start + _KEYS]]
-            keys += [0] * (_KEYS - len(keys))
-            self._arguments.pack_into(self._context, 0, start, *keys)
-            try:
-                bpf_syscall.run_program(self._program, self._context)
-            except OSError as exc:
-                raise SourceError(f"cannot read the figures of sockets: {exc.strerror}") from exc
+        keys = [sk for sk, _ in sockets]
+        keys += [0] * (-len(keys) % _KEYS)
+        pack_into, context, run = self._arguments.pack_into, self._context, self._run
+        try:
+            for start in range(0, len(keys), _KEYS):
+                pack_into(context, 0, start, *keys[start : start + _KEYS])
+                run()
+        except OSError as exc:
+            raise SourceError(f"cannot read the figures of sockets: {exc.strerror}") from exc
 
 
 # The kernel counts a received FIN as one byte (tcp_rcv_nxt_update).

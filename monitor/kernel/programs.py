@@ -72,6 +72,7 @@ PROGRAMS: Final = (
     _program("sock_set_state", ProgramType.RAW_TRACEPOINT),
     _program("process_exec", ProgramType.RAW_TRACEPOINT),
     _program("process_exit", ProgramType.RAW_TRACEPOINT),
+    _program("sock_error", ProgramType.RAW_TRACEPOINT),
     _program("packet_ingress", ProgramType.CGROUP_SKB, 0),
     _program("packet_egress", ProgramType.CGROUP_SKB, 1),
     _program("connect4_enter", ProgramType.CGROUP_SOCK_ADDR, 10),
@@ -108,6 +109,7 @@ TRACEPOINTS: Final = {
     "inet_sock_set_state": "sock_set_state",
     "sched_process_exec": "process_exec",
     "sched_process_exit": "process_exit",
+    "inet_sk_error_report": "sock_error",
 }
 
 # In the order they are attached: what notes a connect() comes after what ends the note.

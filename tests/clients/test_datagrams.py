@@ -102,6 +102,25 @@ def test_nobody_answers(lab, watch):
     assert record["tcp"]["bytes_received"] == 0
 
 
+@pytest.mark.parametrize("address", [world.NEAR4, world.FAR4, world.NEAR6, world.FAR6])
+def test_nobody_listens(lab, watch, address):
+    # ICMP says so
+    script = (
+        "import socket, sys\n"
+        "found = socket.getaddrinfo(sys.argv[1], 999, type=socket.SOCK_DGRAM)[0]\n"
+        "sock = socket.socket(*found[:3])\n"
+        "sock.settimeout(5)\n"
+        "sock.connect(found[4])\n"
+        "sock.send(b'question')\n"
+        "try:\n    sock.recv(100)\nexcept ConnectionRefusedError:\n    print('refused')\n"
+    )
+    seen = watch.run([sys.executable, "-c", script, address])
+    assert seen.done.stdout == "refused\n"
+    record = seen.record
+    assert (record["transport"], record["state"]) == ("udp", "failed")
+    assert (record["error"], record["peer"]) == ("ECONNREFUSED", None)
+
+
 def test_what_is_no_connection(lab, watch, echo, daemon):
     # neither getaddrinfo(), which connects sockets to sort addresses, nor one message to somebody
     address, port = echo

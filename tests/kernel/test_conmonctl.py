@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -72,13 +73,15 @@ def test_tail_shows_what_was_and_what_comes(running, refused):
     process = subprocess.Popen(
         [sys.executable, "-m", "monitor.cli.conmonctl", "tail", "--failed", "--since", "1h",
          "--socket", running.socket], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        # where the tests run in the background, Ctrl-C is ignored by all that they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         assert "FAILED ECONNREFUSED" in process.stdout.readline()
         subprocess.run(["curl", "-s", "http://127.0.0.1:1/"], check=False)
         assert "curl[" in process.stdout.readline()
     finally:
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert process.wait(timeout=5) == 130
         process.stdout.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 
 import pytest
 
@@ -109,3 +110,16 @@ def test_without_a_terminal_columns_decide_the_width(monkeypatch, columns, expec
     assert output.terminal_size(writing) == expected
     os.close(reading)
     os.close(writing)
+
+
+def test_a_line_holds_no_more_memory_than_it_is_long():
+    # thousands wait for the history at a time, and orjson's own bytes hold 16 KB each
+    record = Record(id="0-1", comm="curl")
+    output.json_line(record)
+    tracemalloc.start()
+    try:
+        lines = [output.json_line(record) for _ in range(100)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * sum(map(len, lines))
