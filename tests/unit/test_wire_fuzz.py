@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,9 @@ HEADS = [
     bytes.fromhex("1603010200010001fc0303"),
 ]
 SECONDS = 3.0
+ROUNDS = int(os.environ.get("CONMOND_FUZZ", "0"))
+# ten million rounds take 13 and 40 minutes
+patience = pytest.mark.seconds(6 * 3600 if ROUNDS else 60)
 SLOW_NS = 1_000_000
 
 hostile_bytes = st.one_of(
@@ -183,16 +187,16 @@ class Timed:
         return result
 
 
+@patience
 def test_bulk_mutations_of_what_is_read_lazily():
     """DNS, QUIC and HTTP/2: by dnspython, cryptography and hpack, each loaded when needed."""
-    rounds = int(os.environ.get("CONMOND_FUZZ", "0"))
     rng = random.Random(21)
     timed = Timed()
     parse_answer(MESSAGES[0])
     quic.analyze([quic.Datagram(0, False, DATAGRAMS[0].data)], one_rtt_us=None)
     done = 0
     end = time.monotonic() + SECONDS
-    while done < rounds if rounds else time.monotonic() < end:
+    while done < ROUNDS if ROUNDS else time.monotonic() < end:
         data = mutate(rng, rng.choice(MESSAGES))
         timed(lambda data=data: parse_answer(data))
         event = rng.choice(DATAGRAMS)
@@ -209,13 +213,13 @@ def test_bulk_mutations_of_what_is_read_lazily():
     assert done > 300
 
 
+@patience
 def test_bulk_mutations():
-    rounds = int(os.environ.get("CONMOND_FUZZ", "0"))
     rng = random.Random(20)
     timed = Timed()
     done = 0
     end = time.monotonic() + SECONDS
-    while done < rounds if rounds else time.monotonic() < end:
+    while done < ROUNDS if ROUNDS else time.monotonic() < end:
         data = mutate(rng, rng.choice(HELLOS))
         client = timed(lambda data=data: parse_client_hello(data))
         server = timed(lambda data=data: parse_server_hello(data))
