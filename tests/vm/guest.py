@@ -184,6 +184,37 @@ def curls():
     )
 
 
+def deep():
+    script = (
+        "import http.client, ssl, time\n"
+        "kept = http.client.HTTPSConnection('web.test', 8443,\n"
+        "    context=ssl.create_default_context(cafile='/run/cert.pem'))\n"
+        "kept.connect()\n"
+        "time.sleep(15)\n"
+        "kept.request('GET', '/')\n"
+        "kept.getresponse().read()\n"
+        "time.sleep(2)\n"
+    )
+    client = subprocess.Popen([sys.executable, "-c", script])
+    time.sleep(4)
+    code, out = conmonctl(f"deep --pid {client.pid} --for 60s --json")
+    client.wait(60)
+    try:
+        told = [json.loads(line) for line in out.splitlines()]
+    except ValueError:
+        told = []
+    turns = [item for item in told if item["kind"] == "turn"]
+    note(
+        "deep reads what a program says inside TLS, and ends with it",
+        code == 0
+        and len(turns) == 1
+        and (turns[0]["prot_specific"] or {}).get("resp") == 200
+        and turns[0]["id"]
+        and told[-1].get("why") == "process",
+        out[-2500:],
+    )
+
+
 def who_sees_what():
     sh(
         "setpriv --reuid=stranger --regid=stranger --init-groups "
@@ -301,7 +332,7 @@ def main():
             finish()
             return
         server = serve()
-        for part in (curls, who_sees_what, security, comes_back, remove):
+        for part in (curls, deep, who_sees_what, security, comes_back, remove):
             try:
                 part()
             except Exception as exc:  # one part's end is not the others'
