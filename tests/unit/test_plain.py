@@ -5,9 +5,12 @@ from __future__ import annotations
 import h2.config
 import h2.connection
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monitor.correlate.plain import MAX_TALKS, TurnTable
 from monitor.decode import PlainEvent
+from monitor.wire.http2 import PREFACE
 from tests.unit.events import conn
 
 SK, CONNECT_NS, SSL, PID = 0xFFFF0001, 1_000_000, 0x5000, 42
@@ -175,3 +178,32 @@ def test_strangers_cannot_fill_it(table):
     for number in range(MAX_TALKS + 10):
         Library(table, ssl=number, sk=number + 1).sent(b"\xff" * 4096)
     assert len(table) <= 2 * MAX_TALKS
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.booleans(),
+            st.one_of(
+                st.binary(max_size=600),
+                st.sampled_from(
+                    [GET, OK, GET[:7], OK[:9], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + GET]
+                ),
+            ),
+            st.booleans(),
+        ),
+        max_size=40,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_program_says_is_a_turn_or_nothing(calls):
+    table = TurnTable()
+    libraries = [Library(table, ssl=number, sk=number) for number in range(4)]
+    for number, received, data, anew in calls:
+        if anew:
+            libraries[number] = Library(table, ssl=number, sk=number)
+        for turn in libraries[number].moved(data, received=received):
+            assert turn.us >= 0
+            assert turn.prot_specific is None or turn.prot_specific["protocol"] in ("http", "mqtt")
+    assert len(table) <= 8
