@@ -16,11 +16,13 @@ __all__ = ["Attached", "attach"]
 # Without these there is no record at all.
 _REQUIRED = ("inet_sock_set_state",)
 
+# Linux 5.10 has it not: doctor says so where it lists the hooks, and nothing is wrong with that.
+_EXTRA = ("inet_sk_error_report",)
+
 # What stays unseen without a hook, for the one sentence that says so.
 _UNSEEN = {
     "sched_process_exec": "the executable of processes that live only a moment",
     "sched_process_exit": "the end of processes",
-    "inet_sk_error_report": "why a datagram had no answer (Linux 5.10 does not say it)",
     "packet_ingress": "first responses, TLS on the wire and turns",
     "packet_egress": "first responses, TLS on the wire and turns",
     "sock_release": "connections that fail before anything is sent (no route)",
@@ -42,6 +44,8 @@ class Attached:
         """One sentence for each reason that something will not be seen."""
         by_reason: dict[str, list[str]] = {}
         for hook, reason in self.failed.items():
+            if hook in _EXTRA:
+                continue
             what = by_reason.setdefault(reason, [])
             if _UNSEEN[hook] not in what:
                 what.append(_UNSEEN[hook])

@@ -141,13 +141,16 @@ def test_what_is_no_connection(lab, watch, echo, daemon):
 
 @pytest.fixture(scope="module")
 def quic(lab):
-    """Ports of two QUIC servers: one with the trusted certificate, one without."""
+    """Ports of QUIC servers: one with the trusted certificate, one without, one that asks every
+    client to come again with a token."""
     ports, processes = {}, []
     for port, (name, identity) in enumerate(
-        {"trusted": lab.trusted, "untrusted": lab.untrusted}.items(), start=4433
+        {"trusted": lab.trusted, "untrusted": lab.untrusted, "retry": lab.trusted}.items(),
+        start=4433,
     ):
         argv = [sys.executable, str(SCRIPTS / "quic_server.py"), world.FAR4, str(port)]
-        process = lab.there.popen([*argv, str(identity.cert), str(identity.key)])
+        argv += [str(identity.cert), str(identity.key), *(["retry"] if name == "retry" else [])]
+        process = lab.there.popen(argv)
         assert process.stdout.readline().strip() == "up"
         processes.append(process)
         ports[name] = port
@@ -176,6 +179,19 @@ def test_quic(lab, watch, quic):
     assert record["tls_us"] == Between(own_us * 0.95 - 500, own_us * 1.05 + 5_000)
     assert record["dns_us"] == Within(lab.resolver.waited_us(host))
     assert record["tcp"]["bytes_sent"] > 1200
+
+
+def test_quic_with_a_retry(lab, watch, quic):
+    # the client's second Initial has keys of its own, and the handshake a round trip more
+    host = lab.name("quic", world.FAR4, delay_s=DNS_S)
+    seen = watch.run(get(lab, host, quic["retry"]))
+    record = seen.record
+    assert (record["transport"], record["state"]) == ("quic", "closed")
+    assert (record["tls"]["result"], record["tls"]["sni"]) == ("ok", host)
+    assert record["tls"]["cipher"].startswith("TLS_")
+    own_us = int(seen.done.stdout)
+    assert own_us > 2 * world.RTT_US
+    assert record["tls_us"] == Between(own_us * 0.95 - 500, own_us * 1.05 + 5_000)
 
 
 def test_quic_with_curl(lab, watch, quic):
