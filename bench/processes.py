@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -48,7 +48,11 @@ class Conmond:
 
     def fdinfos(self) -> list[str]:
         """What the kernel says of each descriptor."""
-        return [path.read_text(encoding="ascii") for path in self._proc("fdinfo").iterdir()]
+        found = []
+        for path in self._proc("fdinfo").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found.append(path.read_text(encoding="ascii"))
+        return found
 
     def settle(self) -> None:
         """Wait until it has taken in all there is: a while in which it hardly ran.
