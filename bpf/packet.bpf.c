@@ -343,11 +343,14 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 			c->first_resp_ns = now;
 		if (!c->rx_head_len)
 			copy_head(skb, part.offset, part.len, c->rx_head, &c->rx_head_len);
+		/* user space counts the turns of what it is handed */
+		logged = c->flags & CONN_H2 && c->hello_rx_left && c->hello_tx_left;
 		if (c->hello_rx_left)
 			continue_hello(skb, &part, c, 1, now);
-		logged = c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX;
-		if (logged)
+		if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX) {
+			logged = 1;
 			walk_records(skb, &part, c, 1, now);
+		}
 		if (c->last_dir == DIR_TX)
 			count_turn(c, logged, now);
 		c->last_dir = DIR_RX;

@@ -93,8 +93,8 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
     )
 
 
-# SETTINGS come before the first request and its answer, and are neither. Which packets answer
-# which request is not followed, so turns are not known.
+# SETTINGS come before the first request and its answer, and are neither. Beyond the first bytes,
+# whose frames are read, a turn is what changes the direction, as for any protocol.
 def _http2(conn: ConnEvent, hellos: Hellos) -> Exchange:
     from monitor.wire import http2
 
@@ -105,7 +105,14 @@ def _http2(conn: ConnEvent, hellos: Hellos) -> Exchange:
     response_us = None
     if seen.request_us is not None and seen.response_us is not None:
         response_us = seen.response_us - seen.request_us
-    return Exchange(response_us=response_us, prot_specific=seen.prot_specific())
+    turns = None
+    if seen.request_us is not None:
+        turns = Turns(
+            len(seen.turns_us) + conn.turn_count,
+            sum(seen.turns_us) + conn.turn_sum_ns // 1000,
+            max((*seen.turns_us, conn.turn_max_ns // 1000)),
+        )
+    return Exchange(response_us=response_us, turns=turns, prot_specific=seen.prot_specific())
 
 
 # What follows the handshake is encrypted, and which datagram answers which is not to be seen.

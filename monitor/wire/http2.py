@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 __all__ = ["Http2", "Piece", "analyze"]
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HANDED_OVER: Final = 2048  # HTTP2_BYTES in bpf/packet.bpf.c
 _FRAME_HEADER: Final = 9
 _HEADERS, _CONTINUATION = 1, 9
 _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
@@ -38,12 +39,13 @@ class _Block(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Http2:
-    """The first request; None where it was not seen."""
+    """The first request, None where it was not seen, and how long each answer took that was."""
 
     method: str | None = None
     status: int | None = None
     request_us: int | None = None
     response_us: int | None = None
+    turns_us: tuple[int, ...] = ()
 
     def prot_specific(self) -> dict[str, Any] | None:
         """As the record has it."""
@@ -61,26 +63,37 @@ def analyze(sent: Sequence[Piece], received: Sequence[Piece]) -> Http2:
     Args:
         sent, received: in order of time, from the first byte of their direction on.
     """
-    request = next(
-        (block for block in _blocks(sent, len(PREFACE)) if ":method" in block.fields), None
-    )
-    if request is None:
+    requests = [block for block in _blocks(sent, len(PREFACE)) if ":method" in block.fields]
+    if not requests:
         return Http2()
+    request = requests[0]
     answer = None
+    waiting = {block.stream: block.at_us for block in reversed(requests)}
+    turns_us = []
     for block in _blocks(received, 0):
         status = block.fields.get(":status", "")
-        # 1xx come before the answer proper
-        if block.stream == request.stream and status.isdecimal() and len(status) == 3:
+        if not (status.isdecimal() and len(status) == 3):
+            continue
+        final = not status.startswith("1")  # 1xx come before the answer proper
+        if block.stream == request.stream and (
+            answer is None or answer.fields[":status"].startswith("1")
+        ):
             answer = block
-            if not status.startswith("1"):
-                break
+        if final and block.stream in waiting and _handed_on(sent, block.at_us):
+            turns_us.append(max(0, block.at_us - waiting.pop(block.stream)))
     method = request.fields[":method"]
     return Http2(
         method=method if method.isascii() and method.isalpha() and len(method) <= 20 else None,
         status=int(answer.fields[":status"]) if answer is not None else None,
         request_us=request.at_us,
         response_us=answer.at_us if answer is not None else None,
+        turns_us=tuple(turns_us),
     )
+
+
+# Whether what was sent was still being handed over then; after that the kernel side counts turns.
+def _handed_on(sent: Sequence[Piece], at_us: int) -> bool:
+    return sum(len(piece.data) for piece in sent if piece.at_us <= at_us) < HANDED_OVER
 
 
 # The header blocks of one direction. One decoder for all: it remembers.

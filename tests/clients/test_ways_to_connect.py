@@ -138,7 +138,9 @@ def test_http2_in_the_clear(lab, watch, http2, path, status):
     assert record["txn_resp_us"] == Within(
         (said["time_starttransfer"] - said["time_pretransfer"]) * 1e6
     )
-    assert record["turns"] is None
+    assert record["turns"] == {
+        "count": 1, "sum_us": record["txn_resp_us"], "max_us": record["txn_resp_us"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -150,3 +152,6 @@ def test_other_clients_of_http2(lab, watch, http2, argv):
     assert record["host"] == name
     assert record["prot_specific"]["resp"] == 200
     assert record["txn_resp_us"] == CONNECTED_US
+    # each of h2load's seven streams, three at a time
+    assert record["turns"]["count"] == (7 if argv[0] == "h2load" else 1)
+    assert record["turns"]["max_us"] == Between(world.RTT_US, 3 * world.RTT_US)

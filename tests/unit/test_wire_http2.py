@@ -90,3 +90,14 @@ def test_damaged_bytes_never_raise():
             for _ in range(chance.randrange(4)):
                 data[chance.randrange(len(data))] = chance.randrange(256)
         analyze([Piece(0, 0, bytes(sent))], [Piece(0, 0, bytes(received))])
+
+
+def test_each_stream_is_a_turn_while_all_of_it_is_handed_over():
+    sent, received = conversation("200", "103", "500")
+    seen = analyze(pieces(sent, 5000, 0), pieces(received, 5000, 30_000))
+    assert seen.turns_us == (30_000,) * 3
+    # after 2 KB the kernel side counts
+    sent, received = conversation("200", "404", big=30)
+    assert len(sent) > 2048
+    assert analyze(pieces(sent, 9000, 0), pieces(received, 5000, 30_000)).turns_us == ()
+    assert analyze(pieces(sent, 9000, 0), pieces(received, 5000, 30_000)).status == 200
