@@ -39,6 +39,8 @@ _RESPONSE_BIT: Final = 0x80
 _TRUNCATED_BIT: Final = 0x02
 _A, _AAAA = 1, 28
 _MAX_RECORDS: Final = 128
+# type and class IN, and length, of an A and an AAAA record
+_ADDRESS_RECORDS: Final = {(b"\0\1\0\1", 4): AF_INET, (b"\0\x1c\0\1", 16): AF_INET6}
 _NXDOMAIN: Final = 3
 
 
@@ -354,22 +356,40 @@ def parse_answer(data: bytes) -> tuple[str | None, list[tuple[int, bytes]]]:
         its order; (None, []) for what cannot be read or answers no address question.
     """
     import dns.exception
-    import dns.message
-    import dns.rdatatype
+    import dns.name
 
+    if data[4:6] != b"\0\1":  # one question
+        return None, []
     try:
-        message = dns.message.from_wire(data, ignore_trailing=True)
+        name, length = dns.name.from_wire(data, 12)
     except (dns.exception.DNSException, ValueError, IndexError):
         return None, []
-    if len(message.question) != 1:
+    at = 12 + length + 4
+    if at > len(data) or data[at - 4 : at - 2] not in (b"\0\1", b"\0\x1c"):
         return None, []
-    wanted = {dns.rdatatype.A: AF_INET, dns.rdatatype.AAAA: AF_INET6}
-    if message.question[0].rdtype not in wanted:
+    addresses = _addresses(data, at)
+    if addresses is None:
         return None, []
-    addresses = []
-    for rrset in message.answer[:_MAX_RECORDS]:
-        family = wanted.get(rrset.rdtype)
-        if family is not None:
-            for record in list(rrset)[:_MAX_RECORDS]:
-                addresses.append((family, record.to_digestable().ljust(16, b"\0")))
-    return message.question[0].name.to_text(omit_final_dot=True), addresses
+    return name.to_text(omit_final_dot=True), addresses
+
+
+# The addresses among the answers that begin there; None where they are not as they should be. By
+# hand, since a library makes an object of each record, 37 us: 13 ms for what 4 KB may hold.
+def _addresses(data: bytes, at: int) -> list[tuple[int, bytes]] | None:
+    addresses: list[tuple[int, bytes]] = []
+    for _ in range(data[6] << 8 | data[7]):
+        while at < len(data) and 0 < data[at] < 64:  # an owner's name is only stepped over
+            at += 1 + data[at]
+        if at >= len(data) or 64 <= data[at] < 192:
+            return None
+        at += 2 if data[at] else 1
+        if at + 10 > len(data):
+            return None
+        kind, size = data[at : at + 4], data[at + 8] << 8 | data[at + 9]
+        at += 10 + size
+        if at > len(data):
+            return None
+        family = _ADDRESS_RECORDS.get((kind, size))
+        if family is not None and len(addresses) < _MAX_RECORDS:
+            addresses.append((family, data[at - size : at].ljust(16, b"\0")))
+    return addresses

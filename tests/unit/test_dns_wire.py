@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import dns.ipv4
+import dns.ipv6
 import dns.message
 import dns.rcode
 import dns.rrset
@@ -129,6 +131,42 @@ def test_a_name_with_an_alias_keeps_the_name_asked_for():
     name, addresses = parse_answer(answer.to_wire())
     assert name == "www.example"
     assert addresses == [(2, bytes([192, 0, 2, 1]) + bytes(12))]
+
+
+RECORDS = [
+    ("www.example.", "CNAME", "far.example."),
+    ("far.example.", "A", A),
+    ("far.example.", "A", B),
+    ("far.example.", "AAAA", V6),
+    ("example.", "TXT", '"192.0.2.9" "far"'),
+    ("far.example.", "HTTPS", "1 . ipv4hint=192.0.2.9"),
+    ("example.", "SOA", "ns.example. root.example. 1 2 3 4 5"),
+    ("a." * 120 + "example.", "A", "192.0.2.3"),
+    ("elsewhere.", "A", "192.0.2.4"),
+]
+
+
+@given(st.sampled_from(["A", "AAAA", "MX"]), st.lists(st.sampled_from(RECORDS), max_size=12))
+def test_an_answer_is_read_as_dnspython_reads_it(asked, records):
+    answer = dns.message.make_response(dns.message.make_query("www.example", asked))
+    answer.answer = [dns.rrset.from_text(at, 60, "IN", *record) for at, *record in records]
+    wire = answer.to_wire()
+    truth = [
+        (2, dns.ipv4.inet_aton(record.address))
+        if record.rdtype.name == "A"
+        else (10, dns.ipv6.inet_aton(record.address))
+        for rrset in dns.message.from_wire(wire, one_rr_per_rrset=True).answer
+        for record in rrset
+        if record.rdtype.name in ("A", "AAAA")
+    ]
+    expected = ("www.example", truth) if asked != "MX" else (None, [])
+    name, addresses = parse_answer(wire)
+    assert (
+        name,
+        [(family, at[: 4 if family == 2 else 16]) for family, at in addresses],
+    ) == expected
+    if truth and asked != "MX":  # cut anywhere among its answers, it is no answer
+        assert parse_answer(wire[:-1]) == (None, [])
 
 
 def test_what_is_kept_is_bounded():
