@@ -14,6 +14,7 @@
 #define TCP_FLAG_SYN     0x02
 #define TCP_FLAG_RST     0x04
 #define RECORD_HEADER    5
+#define HELLO_HEADER     9 /* of the record, and type and length of the message */
 #define RECORD_ALERT     21
 #define RECORD_HANDSHAKE 22
 #define CLIENT_HELLO     1
@@ -21,6 +22,8 @@
 #define RECORDS_WALKED   16          /* record starts looked at in one packet */
 #define SERVER_HELLO_MAX 2048        /* with a post-quantum key share: 1.2 KB */
 #define LATE_TLS_TURNS   16          /* STARTTLS and CONNECT come within so many turns */
+#define LATE_TLS_BYTES   256         /* sent before a ClientHello with no answer between: MySQL */
+#define HELLO_LEAST      40          /* bytes of a ClientHello's record: an alert has 2 */
 #define HTTP2_BYTES      2048        /* of each direction, for the first request's status */
 #define DNS_TURNS        256         /* of a TCP connection to port 53, whose bytes are kept */
 #define MEMORY_BIO_NS    50000000ULL /* from a library call to its bytes leaving */
@@ -109,14 +112,26 @@ static __always_inline void join_handshake(struct conn_event *c, u64 now)
 static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *part,
 				       struct conn_event *c, u64 now)
 {
-	u8 h[9];
+	u8 h[16] = {};
+	u32 less_one = (part->len < HELLO_HEADER ? part->len : HELLO_HEADER) - 1;
 	u32 size;
 
-	if (part->len < sizeof(h) || bpf_skb_load_bytes(skb, part->offset, h, sizeof(h)))
+	if (part->len < RECORD_HEADER)
 		return;
-	if (h[0] != RECORD_HANDSHAKE || h[1] != 3 || h[2] > 4 || h[5] != CLIENT_HELLO)
+	BOUND(less_one, 15);
+	if (bpf_skb_load_bytes(skb, part->offset, h, less_one + 1))
 		return;
+	if (h[0] != RECORD_HANDSHAKE || h[1] != 3 || h[2] > 4)
+		return;
+	if (part->len > RECORD_HEADER && h[5] != CLIENT_HELLO)
+		return;
+	/* the message's own length: it may come in several records */
 	size = RECORD_HEADER + 4 + ((u32)h[6] << 16 | (u32)h[7] << 8 | h[8]);
+	if (part->len < HELLO_HEADER) {
+		size = RECORD_HEADER + ((u32)h[3] << 8 | h[4]);
+		if (size < RECORD_HEADER + HELLO_LEAST)
+			return;
+	}
 	c->flags |= CONN_TLS;
 	if (c->last_dir)
 		c->flags |= CONN_TLS_LATE;
@@ -363,8 +378,12 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 		copy_head(skb, part.offset, part.len, c->tx_head, &c->tx_head_len);
 		detect_http2(c);
 	}
-	if (!(c->flags & CONN_TLS) && c->last_dir != DIR_TX && c->turn_count < LATE_TLS_TURNS)
-		detect_tls(skb, &part, c, now);
+	if (!(c->flags & CONN_TLS) && c->turn_count < LATE_TLS_TURNS) {
+		if (c->last_dir != DIR_TX)
+			c->tx_record = part.seq; /* until TLS begins: where the turn did */
+		if (part.seq - c->tx_record <= LATE_TLS_BYTES)
+			detect_tls(skb, &part, c, now);
+	}
 	if (c->hello_tx_left)
 		continue_hello(skb, &part, c, 0, now);
 	if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX)

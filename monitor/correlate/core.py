@@ -34,8 +34,16 @@ from monitor.correlate.build import Clock, Facts, lookup_record, record_of
 from monitor.correlate.dns_wire import DnsTable
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.identity import Identities, Identity
-from monitor.correlate.lookups import Ambiguous, Join, Lookup, LookupTable
+from monitor.correlate.lookups import (
+    AMBIGUOUS,
+    Ambiguous,
+    Join,
+    Lookup,
+    LookupTable,
+    fold,
+)
 from monitor.correlate.plain import TurnTable
+from monitor.correlate.text import address_key
 from monitor.decode import (
     ConnEvent,
     ConnFlag,
@@ -45,7 +53,6 @@ from monitor.decode import (
     ExitEvent,
     HelloEvent,
     LookupEvent,
-    Phase,
 )
 
 __all__ = ["Correlator", "Key", "Lost"]
@@ -79,6 +86,10 @@ AI_CANONNAME: Final = 0x2  # glibc and musl
 Key = tuple[int, int]
 """An open connection: its sk and connect_ns."""
 _Hints = tuple[int, int, bytes]  # family, flags, service: how a name was asked for
+
+
+def _key(conn: ConnEvent) -> bytes:
+    return address_key(conn.family, conn.raddr)
 
 
 def _hints(event: LookupEvent) -> _Hints:
@@ -249,6 +260,8 @@ class Correlator:
                     self._open[key] = opened
             elif not opened.trial.established_ns:
                 opened.trial = trial_of(conn)
+                if opened.join is not None and conn.established_ns:
+                    opened.join.took(_key(conn), established=True)
             opened.missing = 0
             if self.live and conn.first_resp_ns and not opened.announced:
                 answered.append(conn)  # set-up ends with the first answer
@@ -269,10 +282,8 @@ class Correlator:
         elif conn.flags & ConnFlag.INBOUND:
             join = None
         else:
-            found = None
-            if (conn.pid, conn.start_ns) in self._lookups:
-                found = self._lookups.join(conn, sni=self._sni(conn))
-            join = None if isinstance(found, Ambiguous) else found or self._other_join(conn)
+            found = self._join(conn)
+            join = None if isinstance(found, Ambiguous) else found
         record = self._record(conn, join, opened.earlier if opened is not None else ())
         return record._replace(tcp=tcp) if tcp is not None and conn.established_ns else record
 
@@ -358,24 +369,37 @@ class Correlator:
         if conn.flags & ConnFlag.INBOUND:
             return [self._record(conn, None, ())]
         if opened is not None and opened.joined:
-            return self._finish_conn(conn, opened.join, opened.earlier)
-        if (conn.pid, conn.start_ns) not in self._lookups:
-            return self._finish_conn(conn, self._other_join(conn), ())
-        join = self._lookups.join(conn, sni=self._sni(conn))
-        if isinstance(join, Ambiguous):
+            join = opened.join or self._join_by_sni(conn)
+            return self._finish_conn(conn, join, opened.earlier)
+        found = self._join(conn)
+        if isinstance(found, Ambiguous):
             if len(self._deferred) < MAX_HELD:
                 self._deferred.append(conn)
                 return []
-            join = None  # a wrong name would be worse than none
-        elif join is None:
-            join = self._other_join(conn)
-        return self._finish_conn(conn, join, ())
+            found = None  # a wrong name would be worse than none
+        return self._finish_conn(conn, found, ())
+
+    def _join(
+        self, conn: ConnEvent, in_order: Sequence[ConnEvent] | None = None
+    ) -> Join | Ambiguous | None:
+        if (conn.pid, conn.start_ns) in self._lookups:
+            found = self._lookups.join(conn, sni=lambda: self._sni(conn), in_order=in_order)
+            if found is not None:
+                return found
+        return self._other_join(conn)
+
+    # When it was last in doubt the ClientHello had perhaps not been sent.
+    def _join_by_sni(self, conn: ConnEvent) -> Join | None:
+        if self._sni(conn) is None:
+            return None
+        found = self._join(conn)
+        return None if isinstance(found, Ambiguous) else found
 
     # What explains a connection where no lookup call of its own process does: DNS messages on the
     # wire, or a relative that looked the name up.
     def _other_join(self, conn: ConnEvent) -> Join | None:
         if (conn.pid, conn.start_ns) in self._dns:
-            lookup = self._dns.lookup(conn, self._sni(conn))
+            lookup = self._dns.lookup(conn, lambda: self._sni(conn))
             # c-ares' users hand what it found to getaddrinfo(), as a literal
             if lookup is not None and (
                 conn.connect_ns - lookup.end_ns < LITERAL_NS
@@ -383,19 +407,20 @@ class Correlator:
             ):
                 return Join(lookup, "thread" if lookup.task.tid == conn.tid else "process")
         if self._lookups.may_help(conn.pid, conn.ppid):
-            return self._lookups.helped(conn, sni=self._sni(conn))
+            return self._lookups.helped(conn, sni=lambda: self._sni(conn))
         return None
 
     def _finish_conn(
         self, conn: ConnEvent, join: Join | None, earlier: Iterable[ConnEvent]
     ) -> list[Record]:
+        self._lookups.connected(conn)
         if not conn.established_ns:
             if join is None:
                 return [self._record(conn, None, ())]
+            join.took(_key(conn), established=False)
             return self._hold(conn, join)
         if join is not None:
-            if conn.phase == Phase.CLOSED:
-                join.used()
+            join.took(_key(conn), established=True)
             earlier = [*earlier, *self._take_attempts(conn, join)]
         return [self._record(conn, join, tuple(earlier))]
 
@@ -465,13 +490,17 @@ class Correlator:
             cgroup_id=conn.cgroup_id,
         )
 
+    # The name that the peer was asked for, where TLS or QUIC is all that was spoken.
     def _sni(self, conn: ConnEvent) -> str | None:
-        if not conn.flags & ConnFlag.TLS:  # QUIC's would have to be decrypted first
+        if not conn.flags & (ConnFlag.TLS | ConnFlag.QUIC) or conn.flags & ConnFlag.TLS_LATE:
             return None
         hellos = self._hellos.get(conn.sk, conn.connect_ns)
-        if hellos is None or hellos.client is None or hellos.client.sni is None:
+        if hellos is None:
             return None
-        return hellos.client.sni.lower().rstrip(".")
+        client = hellos.quic_client() if conn.flags & ConnFlag.QUIC else hellos.client
+        if client is None or client.sni is None:
+            return None
+        return fold(client.sni.partition(":")[0])  # some send the port, too
 
     # -- what waited --------------------------------------------------------------------------
 
@@ -483,22 +512,34 @@ class Correlator:
         waiting: Iterator[tuple[ConnEvent, _Open | None]] = heapq.merge(
             fresh, ((conn, None) for conn in deferred), key=lambda item: item[0].connect_ns
         )
+        doubtful: list[tuple[ConnEvent, _Open | None]] = []
         for conn, opened in waiting:
             if conn.flags & ConnFlag.INBOUND and opened is not None:
                 opened.joined = True
                 continue
-            found = self._lookups.join(conn, sni=self._sni(conn), in_order=True)
-            join = None if isinstance(found, Ambiguous) else found or self._other_join(conn)
-            if opened is None:
-                records += self._finish_conn(conn, join, ())
-            elif conn.established_ns:
-                opened.join = join
-                opened.joined = True
-                if join is not None:
-                    join.used()
+            found = AMBIGUOUS if opened is None else self._join(conn)
+            if isinstance(found, Ambiguous):
+                doubtful.append((conn, opened))
             else:
-                opened.join = join  # may still fail: uses nothing yet, asked again
+                records += self._settled(conn, opened, found)
+        conns = [conn for conn, _ in doubtful]
+        self._lookups.doubtful(conns)
+        for place, (conn, opened) in enumerate(doubtful):
+            found = self._join(conn, conns[place:])
+            assert not isinstance(found, Ambiguous)
+            records += self._settled(conn, opened, found)
         return records
+
+    def _settled(self, conn: ConnEvent, opened: _Open | None, join: Join | None) -> list[Record]:
+        if opened is None:
+            return self._finish_conn(conn, join, ())
+        self._lookups.connected(conn)
+        if join is not None:
+            join.took(_key(conn), established=bool(conn.established_ns))
+        # without a lookup one that may still fail is asked again: its ClientHello may tell
+        opened.join = join
+        opened.joined = join is not None or bool(conn.established_ns)
+        return []
 
     def _claim_held(self) -> None:
         """Give failed attempts to the open connection that they led to."""

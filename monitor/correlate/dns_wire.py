@@ -14,25 +14,27 @@ one lookup too, by its shortest name.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from conmon.names import EAI_AGAIN, EAI_NODATA, EAI_NONAME
-from monitor.correlate.lookups import Lookup, make_wire_lookup
+from monitor.correlate.lookups import FRESH_NS, RIVALS_NS, Lookup, fold, make_wire_lookup
 from monitor.correlate.text import AF_INET, AF_INET6, address_key
 from monitor.decode import ConnEvent, DnsEvent, DnsFlag, Task
 
 __all__ = ["DnsTable", "parse_answer"]
 
 MAX_QUESTIONS: Final = 4096  # waiting for their answer
-PER_PROCESS: Final = 32  # answers kept of one process
-MAX_PROCESSES: Final = 512
+PER_PROCESS: Final = 512  # answers kept of one process
+TOTAL: Final = 4096  # ... and of all
+TOTAL_BYTES: Final = 2 << 20
 MAX_UNDECIDED: Final = 1024  # lookups that may yet fail
 MAX_STREAMS: Final = 256  # directions of TCP connections ...
 MAX_STREAM_BYTES: Final = 16_384  # ... and what one of them may hold back
 # A and AAAA of one lookup are asked together or one after the other.
 SAME_LOOKUP_NS: Final = 5_000_000_000
+NEXT_TRY_NS: Final = 100_000_000  # from one name of a search list to the next
 HOLD_NS: Final = 400_000_000
 GIVE_UP_NS: Final = 15_000_000_000  # glibc's longest wait for one server is 10 s
 _RESPONSE_BIT: Final = 0x80
@@ -42,6 +44,7 @@ _MAX_RECORDS: Final = 128
 # type and class IN, and length, of an A and an AAAA record
 _ADDRESS_RECORDS: Final = {(b"\0\1\0\1", 4): AF_INET, (b"\0\x1c\0\1", 16): AF_INET6}
 _NXDOMAIN: Final = 3
+_NEVER: Final = 1 << 63
 
 
 @dataclass(slots=True, eq=False)
@@ -52,9 +55,11 @@ class _Exchange:
     asked_ns: int
     answered_ns: int
     raw: bytes
+    size: int
     kind: int = 0
     name: str | None = None
     addresses: list[tuple[int, bytes]] | None = None
+    keys: frozenset[bytes] = frozenset()
     stub: bool = False
     lookup: Lookup | None = None  # made of this and what followed ...
     lookup_parts: int = 0  # ... of so many
@@ -62,6 +67,9 @@ class _Exchange:
     def parse(self) -> None:
         if self.addresses is None:
             self.name, self.addresses = parse_answer(self.raw)
+            if self.raw[2] & _TRUNCATED_BIT:  # asked again over TCP
+                self.addresses = []
+            self.keys = frozenset(address_key(*address) for address in self.addresses)
             self.raw = b""
 
 
@@ -80,6 +88,20 @@ class _Undecided:
     """The server is systemd-resolved's stub."""
     answered: bool = False
     """One came with records, or says to ask again over TCP."""
+    asked_ns: dict[int, int] = field(default_factory=dict)
+    """When each type was first asked for of those without an answer yet."""
+
+    def follows(self, ts_ns: int) -> bool:
+        """Whether a question at that time is part of it."""
+        # who got no answer asks again, after 5 s and more
+        repeated = self.waiting and not self.answered
+        return ts_ns - self.last_ns <= (GIVE_UP_NS if repeated else SAME_LOOKUP_NS)
+
+    def ask(self, kind: int, ts_ns: int) -> None:
+        """Take in a question."""
+        if self.answered and kind not in self.asked_ns:
+            self.asked_ns.clear()  # another lookup of the name
+        self.asked_ns.setdefault(kind, ts_ns)
 
     def due_ns(self) -> int:
         """When it is decided at the latest."""
@@ -109,7 +131,13 @@ class DnsTable:
 
     def __init__(self) -> None:
         self._asked: OrderedDict[tuple[int, int], _Asked] = OrderedDict()
+        # least recently answered first
         self._answered: OrderedDict[_Process, deque[_Exchange]] = OrderedDict()
+        self._deadline_ns: int | None = None  # None: to be found
+        self._count = 0
+        self._bytes = 0
+        self._evicted_ns: dict[_Process, int] = {}  # the newest answer that is not kept any more
+        self._evicted_all_ns = 0  # ... of a process of which none is
         self._undecided: OrderedDict[tuple[_Process, bytes], _Undecided] = OrderedDict()
         self._streams: OrderedDict[tuple[int, bool], _Stream] = OrderedDict()
 
@@ -150,11 +178,13 @@ class DnsTable:
             stream.held = held
 
     def _question(self, key: tuple[int, int], event: DnsEvent, data: bytes) -> None:
+        self._deadline_ns = None
         undecided = None
         question = _first_question(data)
         if question is not None and not event.flags & (DnsFlag.INSIDE | DnsFlag.SERVER):
             undecided = self._undecided_of(event, question[0], data)
             undecided.waiting.add(key)
+            undecided.ask(question[1], event.ts_ns)
         before = self._asked.pop(key, None)
         if before is not None and before.undecided is not None:
             before.undecided.waiting.discard(key)
@@ -171,7 +201,7 @@ class DnsTable:
         task = event.task
         name = ((task.pid, task.start_ns), question)
         undecided = self._undecided.get(name)
-        if undecided is None or event.ts_ns - undecided.last_ns > SAME_LOOKUP_NS:
+        if undecided is None or not undecided.follows(event.ts_ns):
             undecided = self._undecided[name] = _Undecided(task, event.ts_ns, event.ts_ns, data)
             if len(self._undecided) > MAX_UNDECIDED:
                 self._undecided.popitem(last=False)
@@ -184,7 +214,14 @@ class DnsTable:
         if asked is None:
             return
         undecided = asked.undecided
+        question = _first_question(data)
+        kind = question[1] if question else 0
+        asked_ns = asked.asked_ns
+        self._deadline_ns = None
         if undecided is not None:
+            asked_ns = min(asked_ns, undecided.asked_ns.get(kind, asked_ns))
+            if not data[2] & _TRUNCATED_BIT:
+                undecided.asked_ns.pop(kind, None)
             undecided.waiting.discard(key)
             undecided.last_ns = event.ts_ns
             rcode = data[3] & 15
@@ -195,39 +232,67 @@ class DnsTable:
             else:
                 undecided.ret = EAI_NONAME if rcode == _NXDOMAIN else EAI_AGAIN
         process = (asked.task.pid, asked.task.start_ns)
+        exchange = _Exchange(
+            asked.task,
+            asked_ns,
+            event.ts_ns,
+            data,
+            len(data),
+            kind,
+            stub=bool(event.flags & DnsFlag.STUB),
+        )
+        self._keep(process, exchange)
+
+    def _keep(self, process: _Process, exchange: _Exchange) -> None:
         answers = self._answered.get(process)
         if answers is None:
-            answers = self._answered[process] = deque(maxlen=PER_PROCESS)
-            if len(self._answered) > MAX_PROCESSES:
-                self._answered.popitem(last=False)
-        question = _first_question(data)
-        answers.append(
-            _Exchange(
-                asked.task,
-                asked.asked_ns,
-                event.ts_ns,
-                data,
-                question[1] if question else 0,
-                stub=bool(event.flags & DnsFlag.STUB),
-            )
-        )
+            answers = self._answered[process] = deque()
+        else:
+            self._answered.move_to_end(process)
+        answers.append(exchange)
+        self._count += 1
+        self._bytes += exchange.size
+        if len(answers) > PER_PROCESS:
+            evicted = answers.popleft()
+            self._evicted_ns[process] = evicted.answered_ns
+            self._let_go(evicted)
+        while self._count > TOTAL or self._bytes > TOTAL_BYTES:
+            if len(self._answered) == 1:
+                evicted = answers.popleft()
+                self._evicted_ns[process] = evicted.answered_ns
+                self._let_go(evicted)
+                continue
+            oldest, its = self._answered.popitem(last=False)
+            self._evicted_ns.pop(oldest, None)
+            self._evicted_all_ns = max(self._evicted_all_ns, its[-1].answered_ns)
+            for evicted in its:
+                self._let_go(evicted)
+
+    def _let_go(self, exchange: _Exchange) -> None:
+        self._count -= 1
+        self._bytes -= exchange.size
 
     # -- lookups that failed ------------------------------------------------------------------
 
     def deadline_ns(self) -> int | None:
         """When :meth:`failures` may have something at the earliest."""
-        return min(
-            (
-                max(x.due_ns() for _, x in tries)
-                for tries in self._tries()
-                if not any(x.answered for _, x in tries)
-            ),
-            default=None,
-        )
+        if self._deadline_ns is None:
+            self._deadline_ns = min(
+                (
+                    max(x.due_ns() for _, x in tries)
+                    for tries in self._tries()
+                    if not any(x.answered for _, x in tries)
+                ),
+                default=_NEVER,
+            )
+        return None if self._deadline_ns == _NEVER else self._deadline_ns
 
     def failures(self, now_ns: int) -> list[Lookup]:
         """Return the lookups that have failed by now, and let go of what is decided."""
-        failed = []
+        failed: list[Lookup] = []
+        if not self._undecided:
+            return failed
+        self._deadline_ns = None
         for tries in self._tries():
             if all(x.due_ns() <= now_ns for _, x in tries):
                 for key, _ in tries:
@@ -247,6 +312,10 @@ class DnsTable:
                     owner == process
                     and name.startswith(stem[:-1])  # without the root's label
                     and abs(undecided.first_ns - first.first_ns) < GIVE_UP_NS
+                    # a search list ends with success, and the next try follows at once
+                    and (
+                        not first.answered or 0 <= first.first_ns - undecided.last_ns < NEXT_TRY_NS
+                    )
                 ):
                     groups[-1].append((key, undecided))
                     continue
@@ -257,26 +326,35 @@ class DnsTable:
         """What a process left without an answer has failed."""
         for (owner, _), undecided in self._undecided.items():
             if owner == process and undecided.waiting:
+                self._deadline_ns = None
                 undecided.last_ns = min(undecided.last_ns, now_ns - GIVE_UP_NS)
 
     # -- names of connections -----------------------------------------------------------------
 
-    def lookup(self, conn: ConnEvent, sni: str | None) -> Lookup | None:
+    def lookup(self, conn: ConnEvent, sni: Callable[[], str | None]) -> Lookup | None:
         """The newest exchange of the connection's process that gave its address, as a lookup; None
         where none did, or where several names did and SNI is none of them: a wrong name would be
         worse."""
-        answers = self._answered.get((conn.pid, conn.start_ns))
+        process = (conn.pid, conn.start_ns)
+        answers = self._answered.get(process)
         if answers is None:
             return None
         key = address_key(conn.family, conn.raddr)
         known = [x for x in answers if x.answered_ns <= conn.connect_ns]
         for exchange in known:
             exchange.parse()
-        fits = [x for x in known if any(address_key(f, a) == key for f, a in x.addresses or ())]
-        if sni is not None:
-            fits = [x for x in fits if (x.name or "").lower() == sni] or fits
-        if len({x.name for x in fits}) != 1:
+        fits = [x for x in known if key in x.keys]
+        if not fits:
             return None
+        evicted_ns = max(self._evicted_ns.get(process, 0), self._evicted_all_ns)
+        sure = len({x.name for x in fits}) == 1 and conn.connect_ns - evicted_ns > RIVALS_NS
+        spent = conn.connect_ns - fits[-1].answered_ns > FRESH_NS
+        if not sure or spent:
+            asked = sni()
+            named = [x for x in fits if x.name == asked]
+            if not named and (not sure or asked is not None):
+                return None
+            fits = named or fits
         newest = fits[-1]
         parts = _parts_of(newest, known)
         # One lookup is one object: attempts at its addresses find each other by it.
@@ -370,7 +448,8 @@ def parse_answer(data: bytes) -> tuple[str | None, list[tuple[int, bytes]]]:
     addresses = _addresses(data, at)
     if addresses is None:
         return None, []
-    return name.to_text(omit_final_dot=True), addresses
+    # some resolvers mix capitals in, to be told from forgers
+    return fold(name.to_text()), addresses
 
 
 # The addresses among the answers that begin there; None where they are not as they should be. By

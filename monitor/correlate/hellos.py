@@ -53,6 +53,15 @@ class Hellos:
             for ts_ns, received, data in self._datagrams
         ]
 
+    def quic_client(self) -> ClientHello | None:
+        """QUIC's ClientHello, from the datagrams sent so far."""
+        if self.client is None and self._datagrams:
+            from monitor.wire import quic
+
+            sent = [x for x in self.datagrams(0) if not x.received]
+            self.client = quic.analyze(sent, one_rtt_us=None).client
+        return self.client
+
     def add(self, event: HelloEvent) -> None:
         """Take in one part."""
         if event.number == HTTP2:

@@ -3,26 +3,28 @@
 Theory of operation. A lookup belongs to one process; it can only explain a connection of that
 process to an address in its answer that began after it returned. Usually one name is left, asked
 for by the same thread or by another one. Where several names have the address, SNI decides, if
-there is one; else these do, and where none does there is no name, since a wrong one is worse:
+there is one. Else a name is given only where one is left after what connections have used, for a
+wrong one is worse than none:
 
-=============================  ===============================================================
-who asked                      what is taken
-=============================  ===============================================================
-the connecting thread          the oldest of its lookups that no connection has used; or its
-                               newest, if no other thread was answered since
-other threads, for one that    likewise the oldest that no connection has used (event loops)
-connects: the main thread
-other threads, for several     nothing
-=============================  ===============================================================
+==============================  ==============================================================
+the connecting thread            what is taken
+==============================  ==============================================================
+asked for one name that no       that one; nothing if the process's threads were seen to
+connection has used              connect by each other's answers (a pool that does both)
+asked for one name ever          that one again, unless another thread was answered since
+is the only one that connects,   the one name that no connection has used; of several that
+others ask (event loops)         came together, each in turn if as many connections follow
+else                             nothing
+==============================  ==============================================================
 
-Connections close in any order: where one that began earlier may have used a lookup, the choice is
-put off until all of them are known (a snapshot of the open ones).
+What earlier connections have used is known only when all of them are, and they close in any order:
+the choice is put off until then (a snapshot of the open ones).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
@@ -46,9 +48,15 @@ PER_PROCESS: Final = 256
 # Bounds memory: a lookup takes about 1 KB here.
 TOTAL: Final = 8192
 POOLED: Final = 4096  # names, answers and tasks that lookups share
-# Names with a common address compete only when they were asked for this close together: the
-# older one, if it was ever to be used, has been by then.
+# Of names with a common address, one that no connection has used within this was asked for with
+# another purpose.
 RIVALS_NS: Final = 2_000_000_000
+# An answer that no connection has used for so long was not for one that SNI gives another name.
+FRESH_NS: Final = 1_000_000_000
+# Answers that came together are connected to in one go, by a program that waits for nothing else.
+BURST_NS: Final = 5_000_000
+MAX_CONNECTORS: Final = 1024  # threads of a process that connect; with more, any may do anything
+MAX_ORPHANS: Final = 8
 # Some programs have another process look names up for them: lynx and lftp a child for each, Erlang
 # a grandchild. What it found is connected to at once.
 HELPER_NS: Final = 2_000_000_000
@@ -72,8 +80,12 @@ class Lookup:
     keys: frozenset[bytes]
     cut: bool
     is_literal: bool
-    uses: int = 0
-    """Connections established from it."""
+    folded: str = ""
+    """The name as DNS compares it."""
+    used: bool = False
+    """A connection was established from it."""
+    tried: set[bytes] = field(default_factory=set)
+    """Addresses that connections from it have begun to."""
     kept: bool = False
     """Its own process has connected by it, so it was not made for a relative."""
     source: str = "getaddrinfo"
@@ -92,10 +104,13 @@ class Join:
     lookup: Lookup
     match: Match
 
-    def used(self) -> None:
-        """A connection was established from it."""
-        self.lookup.uses += 1
-        self.lookup.kept = self.lookup.kept or self.match != "host"
+    def took(self, key: bytes, *, established: bool) -> None:
+        """A connection has begun from it, to that address."""
+        lookup = self.lookup
+        lookup.tried.add(key)
+        if established:
+            lookup.used = True
+            lookup.kept = lookup.kept or self.match != "host"
 
 
 class Ambiguous:
@@ -107,9 +122,31 @@ AMBIGUOUS: Final = Ambiguous()
 
 @dataclass(slots=True)
 class _Process:
-    connectors: set[int] = field(default_factory=set)
-    """Threads that connect by other threads' answers where several names fit; at most two."""
     lookups: deque[Lookup] = field(default_factory=lambda: deque(maxlen=PER_PROCESS))
+    evicted_ns: int = 0
+    """End of the newest lookup that is not kept any more."""
+    doubted_ns: int = 0
+    """Of what was answered by then nobody knows what has been connected to."""
+    connected_ns: dict[int, int] = field(default_factory=dict)
+    """When each thread that connects did so last."""
+    stacked: bool = False
+    """A thread that connects has asked for two names in a row: one was for another thread."""
+    orphans: list[set[int]] = field(default_factory=list)
+    """The threads that may have asked for what one that never asked connected to."""
+
+    def crossing(self) -> bool:
+        """Whether threads that connect do so by each other's answers."""
+        if len(self.connected_ns) < 2:
+            return False
+        return self.stacked or any(x <= self.connected_ns.keys() for x in self.orphans)
+
+    def note(self, conn: ConnEvent) -> None:
+        """A thread has connected."""
+        if len(self.connected_ns) >= MAX_CONNECTORS:
+            self.stacked = True
+            return
+        at = self.connected_ns.get(conn.tid, 0)
+        self.connected_ns[conn.tid] = max(at, conn.connect_ns)
 
 
 class _Pool:
@@ -138,6 +175,7 @@ class LookupTable:
         # by the pid of whoever asked, and of the processes that it may have asked for
         self._helped: OrderedDict[int, deque[Lookup]] = OrderedDict()
         self._pool = _Pool(POOLED)
+        self._evicted_ns = 0  # end of the newest lookup of a process that is not kept any more
 
     def __len__(self) -> int:
         return self._count
@@ -160,6 +198,7 @@ class LookupTable:
             self._processes.move_to_end(key)
         if len(process.lookups) == PER_PROCESS:
             self._count -= 1
+            process.evicted_ns = max(process.evicted_ns, process.lookups[0].end_ns)
         process.lookups.append(lookup)
         self._count += 1
         for pid in (event.task.pid, *ancestors):
@@ -172,6 +211,7 @@ class LookupTable:
         while self._count > self._total:
             _, oldest = self._processes.popitem(last=False)
             self._count -= len(oldest.lookups)
+            self._evicted_ns = max(self._evicted_ns, *(x.end_ns for x in oldest.lookups))
         return lookup
 
     def forget(self, pid: int, start_ns: int) -> None:
@@ -189,14 +229,19 @@ class LookupTable:
         return reversed(process.lookups) if process is not None else iter(())
 
     def join(
-        self, conn: ConnEvent, *, sni: str | None, in_order: bool = False
+        self,
+        conn: ConnEvent,
+        *,
+        sni: Callable[[], str | None],
+        in_order: Sequence[ConnEvent] | None = None,
     ) -> Join | Ambiguous | None:
         """Find the lookup that a connection came from.
 
         Args:
             conn: the connection.
-            sni: the name in its ClientHello, if there was one.
-            in_order: every connection that began earlier has been through here.
+            sni: gives the name in its ClientHello, if there was one. Late TLS has another peer's.
+            in_order: all doubtful connections from this one on, in the order in which they began;
+                those that began earlier have been through here.
         """
         process = self._processes.get((conn.pid, conn.start_ns))
         if process is None:
@@ -211,59 +256,68 @@ class LookupTable:
             return None
         same_port = [x for x in fits if x.service_port == conn.rport]
         fits = same_port or fits
-        if sni is not None:
-            named = [x for x in fits if x.name.lower().rstrip(".") == sni]
-            fits = named or fits
-        own = [x for x in fits if x.task.tid == conn.tid]
-        if len({x.name for x in fits}) == 1:
-            return Join(own[0], "thread") if own else Join(fits[0], "process")
-        if own:
-            return self._of_thread(conn, own, fits, in_order=in_order)
-        if len(process.connectors) < 2:
-            process.connectors.add(conn.tid)
-        if conn.tid != conn.pid or len(process.connectors) > 1:
-            return None  # several threads connect, and nothing says which answer is whose
-        return self._by_order(fits, "process", in_order=in_order)
-
-    # Several names fit, and the thread has asked for one itself: that one, unless it may have been
-    # handed another thread's answer since.
-    def _of_thread(
-        self, conn: ConnEvent, own: list[Lookup], fits: list[Lookup], *, in_order: bool
-    ) -> Join | Ambiguous | None:
-        found = self._by_order(own, "thread", in_order=in_order)
-        if isinstance(found, Ambiguous):
-            return found
-        lookup = found.lookup
-        handed = any(
-            x.name != lookup.name and x.end_ns > lookup.end_ns and x.task.tid != conn.tid
-            for x in fits
-        )
-        if handed and not lookup.uses and not in_order:
-            return AMBIGUOUS  # a connection that began earlier may have used its own
-        return None if handed and lookup.uses else found
-
-    # Of several names, the oldest that no connection has used; else the newest.
-    @staticmethod
-    def _by_order(fits: list[Lookup], match: Match, *, in_order: bool) -> Join | Ambiguous:
-        newest = fits[0]
-        rivals = [
-            x
-            for x in fits
-            if not x.uses and newest.end_ns - x.end_ns < RIVALS_NS and x.name != newest.name
-        ]
-        if not rivals:
-            return Join(newest, match)
-        if not in_order:
+        alone = _one_name(fits)
+        evicted_ns = max(process.evicted_ns, self._evicted_ns)
+        sure = alone and conn.connect_ns - evicted_ns > RIVALS_NS
+        spent = all(x.used or conn.connect_ns - x.end_ns > FRESH_NS for x in fits)
+        if not sure or spent:
+            name = sni()
+            if name is not None:
+                named = [x for x in fits if x.folded == name]
+                if not named and spent:
+                    return None
+                fits = named or fits
+                alone = _one_name(fits)
+                sure = alone and (bool(named) or sure)
+        if sure:
+            own = next((x for x in fits if x.task.tid == conn.tid), None)
+            return Join(own, "thread") if own else Join(fits[0], "process")
+        if alone:
+            return None  # what is not kept any more may have had the address, too
+        if in_order is None:
             return AMBIGUOUS
-        if newest.uses:
-            return Join(rivals[-1], match)
-        return Join(min(newest, *rivals, key=lambda x: x.end_ns), match)
+        return _decide(process, conn, key, fits, in_order)
+
+    def connected(self, conn: ConnEvent) -> None:
+        """Remember that its thread connects."""
+        process = self._processes.get((conn.pid, conn.start_ns))
+        if process is not None:
+            process.note(conn)
+
+    def doubtful(self, conns: Sequence[ConnEvent]) -> None:
+        """Learn, before any of them is joined, how their processes' threads share work.
+
+        Args:
+            conns: those that were ambiguous, in the order in which they began.
+        """
+        for conn in conns:
+            process = self._processes.get((conn.pid, conn.start_ns))
+            if process is None:
+                continue
+            before_ns = process.connected_ns.get(conn.tid, 0)
+            key = address_key(conn.family, conn.raddr)
+            asked = set()
+            knows = False
+            others = set()
+            for x in process.lookups:
+                if x.end_ns > conn.connect_ns or x.is_literal or not x.keys:
+                    continue
+                if x.task.tid == conn.tid:
+                    knows = knows or key in x.keys
+                    if before_ns < x.end_ns and before_ns < conn.connect_ns:
+                        asked.add(x.folded)
+                elif key in x.keys and _is_unused(x, key):
+                    others.add(x.task.tid)
+            process.stacked = process.stacked or len(asked) > 1
+            if not knows and others and len(process.orphans) < MAX_ORPHANS:
+                process.orphans.append(others)
+            process.note(conn)
 
     def may_help(self, pid: int, ppid: int) -> bool:
         """Whether a relative of this process has looked up a name."""
         return pid in self._helped or ppid in self._helped
 
-    def helped(self, conn: ConnEvent, *, sni: str | None) -> Join | None:
+    def helped(self, conn: ConnEvent, *, sni: Callable[[], str | None]) -> Join | None:
         """Find the lookup that another process made for a connection: one that descends from the
         connecting process, or the one that started it. Never by the address alone: None where
         several names fit.
@@ -279,9 +333,10 @@ class LookupTable:
             and not x.is_literal
             and not x.kept
         ]
-        if sni is not None:
-            fits = [x for x in fits if x.name.lower().rstrip(".") == sni] or fits
-        if len({x.name for x in fits}) != 1:
+        name = sni() if fits else None
+        if name is not None:
+            fits = [x for x in fits if x.folded == name]
+        if len({x.folded for x in fits}) != 1:
             return None
         return Join(max(fits, key=lambda x: x.end_ns), "host")
 
@@ -292,6 +347,83 @@ class LookupTable:
             return False
         key = address_key(conn.family, conn.raddr)
         return any(x.is_literal and key in x.keys for x in process.lookups)
+
+
+def fold(name: str) -> str:
+    """Return a name as DNS compares it."""
+    return name.lower().rstrip(".")
+
+
+def _one_name(lookups: Sequence[Lookup]) -> bool:
+    first = lookups[0].folded
+    return all(x.folded == first for x in lookups)
+
+
+def _is_unused(lookup: Lookup, key: bytes) -> bool:
+    return not lookup.used and key not in lookup.tried
+
+
+# Several names fit, and SNI is none of them.
+def _decide(
+    process: _Process,
+    conn: ConnEvent,
+    key: bytes,
+    fits: Sequence[Lookup],
+    following: Sequence[ConnEvent],
+) -> Join | None:
+    unused = [x for x in fits if _is_unused(x, key) and conn.connect_ns - x.end_ns < RIVALS_NS]
+    own = [x for x in fits if x.task.tid == conn.tid]
+    fresh = [x for x in unused if x.task.tid == conn.tid]
+    if fresh:
+        if not _one_name(fresh) or fresh[0].folded != own[0].folded:
+            return None
+        rivals = any(x.folded != fresh[0].folded and x.task.tid != conn.tid for x in unused)
+        return None if rivals and process.crossing() else Join(fresh[0], "thread")
+    if own:
+        first = own[0]
+        answered_since = any(
+            x.folded != first.folded and x.end_ns > first.end_ns
+            for x in fits
+            if x.task.tid != conn.tid
+        )
+        again = _one_name(own) and not answered_since
+        return Join(first, "thread") if again and not process.crossing() else None
+    if conn.tid != conn.pid or process.connected_ns.keys() - {conn.tid}:
+        return None  # several threads connect, and nothing says which answer is whose
+    if unused and _one_name(unused):
+        return Join(unused[0], "process")
+    return _in_turn(process, conn, key, unused, following)
+
+
+# An event loop was given several answers at once. It connects by each, in the order of the
+# answers, before it does anything else; a program that looked names up beforehand does not.
+def _in_turn(
+    process: _Process,
+    conn: ConnEvent,
+    key: bytes,
+    unused: Sequence[Lookup],
+    following: Sequence[ConnEvent],
+) -> Join | None:
+    first: dict[str, Lookup] = {}
+    for x in sorted(unused, key=lambda x: x.end_ns):
+        first.setdefault(x.folded, x)
+    answers = list(first.values())
+    if not answers or answers[0].end_ns <= process.doubted_ns:
+        return None
+    before_ns = answers[-1].end_ns
+    burst = 0
+    for other in following:
+        if (other.pid, other.start_ns) != (conn.pid, conn.start_ns):
+            continue
+        if address_key(other.family, other.raddr) == key:
+            if other.connect_ns - before_ns >= BURST_NS:
+                break
+            before_ns = other.connect_ns
+            burst += 1
+    if burst != len(answers):
+        process.doubted_ns = answers[-1].end_ns
+        return None
+    return Join(answers[0], "process")
 
 
 def make_lookup(event: LookupEvent) -> Lookup:
@@ -305,6 +437,7 @@ def make_lookup(event: LookupEvent) -> Lookup:
     return Lookup(
         task=event.task,
         name=name,
+        folded=fold(name),
         start_ns=event.start_ns,
         end_ns=event.end_ns,
         ret=event.ret,
@@ -338,6 +471,7 @@ def make_wire_lookup(
     return Lookup(
         task=task,
         name=name,
+        folded=fold(name),
         start_ns=start_ns,
         end_ns=end_ns or start_ns,
         end_seen=end_ns is not None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from monitor.correlate.hellos import HelloTable
-from monitor.correlate.lookups import AMBIGUOUS, PER_PROCESS, LookupTable
+from monitor.correlate.lookups import PER_PROCESS, LookupTable
 from monitor.decode import ConnFlag, ExecEvent, Task
 from tests.unit.events import (
     PID,
@@ -51,15 +51,6 @@ def test_a_lookup_of_another_thread_serves_where_the_own_has_none(world: World) 
     assert only(world.feed(conn(10, A, end=20))).dns_match == "process"
 
 
-def test_each_thread_gets_the_name_it_asked_for_itself(world: World) -> None:
-    world.feed(lookup(0, "one.example", A, tid=5001), lookup(1, "two.example", A, tid=5002))
-    first, second = conn(10, A, tid=5001), conn(11, A, tid=5002)
-    assert only(world.feed(ended(second, 30))).host == "two.example"
-    # another thread was answered since: settled when all that began earlier is known
-    assert world.feed(ended(first, 40)) == []
-    assert only(world.snapshot(100)).host == "one.example"
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -82,32 +73,157 @@ def test_without_the_probes_nobody_knows_whether_there_was_a_lookup() -> None:
     assert record.dns_disp is None
 
 
-def test_two_names_of_one_address_each_get_their_own_whichever_closes_first(world: World) -> None:
-    world.feed(lookup(0, "one.example", A), lookup(20, "two.example", A))
-    first, second = conn(30, A, cookie=1), conn(40, A, cookie=2)
-    assert world.feed(ended(second, 60)) == []
-    assert world.deadline_ms() == 60 + 50
-    record = only(world.snapshot(111, first))
-    assert (record.host, record.id) == ("two.example", "b007b007-2")
-    assert only(world.feed(ended(first, 200))).host == "one.example"
-    assert world.deadline_ms() is None
+# -- several names with one address ------------------------------------------------------------
 
 
-def test_two_names_of_one_address_with_both_closed_go_by_their_begin(world: World) -> None:
+# What became of connections that were in doubt: one event after another, then a snapshot.
+def settled(world: World, *events) -> list[str | None]:
+    records = world.feed(*events)
+    records += world.snapshot(100_000)
+    return [record.host for record in sorted(records, key=lambda record: record.lport)]
+
+
+def made(begin: float, end: float, number: int, **fields):
+    return conn(begin, A, end=end, lport=number, cookie=number, **fields)
+
+
+def test_each_thread_gets_the_name_it_asked_for_itself(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, tid=5001), lookup(1, "two.example", A, tid=5002))
+    first, second = made(10, 40, 1, tid=5001), made(11, 30, 2, tid=5002)
+    assert settled(world, second, first) == ["one.example", "two.example"]
+
+
+def test_names_asked_for_in_turn_are_each_their_connections(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), made(6, 20, 1), lookup(21, "two.example", A))
+    assert settled(world, made(30, 40, 2)) == ["two.example"]
+
+
+def test_a_name_that_was_refused_is_not_the_next_ones(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    refused = conn(6, A, took=None, end=7, err=111, lport=1)
+    assert world.feed(refused) == []
+    world.feed(lookup(10, "two.example", A))
+    again = conn(16, A, took=None, end=17, err=111, lport=2)
+    assert settled(world, again) == ["one.example", "two.example"]
+
+
+def test_of_names_asked_for_before_any_was_used_none_is_taken(world: World) -> None:
     world.feed(lookup(0, "one.example", A), lookup(20, "two.example", A))
-    assert world.feed(conn(40, A, end=60, cookie=2), conn(30, A, end=70, cookie=1)) == []
-    assert [(r.id[-1], r.host) for r in world.snapshot(120)] == [
-        ("1", "one.example"),
-        ("2", "two.example"),
-    ]
+    assert settled(world, made(40, 60, 2), made(30, 70, 1)) == [None, None]
+
+
+def test_a_name_nobody_connected_to_leaves_a_doubt(world: World) -> None:
+    world.feed(lookup(0, "checked.example", A), lookup(20, "two.example", A))
+    assert settled(world, made(30, 60, 1)) == [None]
 
 
 def test_connections_seen_open_together_have_their_names_before_they_close(world: World) -> None:
+    first, second = conn(6, A), conn(30, A)
     world.feed(lookup(0, "one.example", A), lookup(20, "two.example", A))
-    first, second = conn(30, A), conn(40, A)
     world.snapshot(50, second, first)
     assert only(world.feed(ended(second, 60))).host == "two.example"
     assert only(world.feed(ended(first, 70))).host == "one.example"
+
+
+def test_the_server_name_of_one_seen_open_in_doubt_decides_at_its_end(world: World) -> None:
+    opened = tls(conn(30, A))
+    world.feed(lookup(0, "one.example", A), lookup(20, "two.example", A))
+    world.snapshot(50, opened)
+    world.feed(hello(opened, client_hello("one.example")))
+    record = only(world.feed(ended(opened, 60)))
+    assert (record.host, record.host_source) == ("one.example", "lookup")
+
+
+def test_a_name_asked_for_long_before_is_no_rival(world: World) -> None:
+    world.feed(lookup(0, "old.example", A), lookup(3000, "new.example", A))
+    assert settled(world, made(3010, 3020, 1)) == ["new.example"]
+
+
+def test_an_answer_that_was_used_already_serves_no_other_of_two(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    assert only(world.feed(made(6, 9, 1))).host == "one.example"
+    assert only(world.feed(made(7, 9, 2))).host == "one.example"
+    world.feed(lookup(10, "two.example", A))
+    assert settled(world, made(16, 20, 3)) == ["two.example"]
+    assert settled(world, made(30, 40, 4)) == [None]  # by which answer it had
+
+
+def test_an_event_loop_connects_by_answers_in_their_order(world: World) -> None:
+    def asked():
+        return [lookup(0, f"{n}.example", A, tid=9000 + n, end=20 + n / 10) for n in (1, 2, 3)]
+
+    world.feed(*asked())
+    opened = [made(21 + n / 10, 90 - n, n) for n in (1, 2, 3)]
+    assert settled(world, *reversed(opened)) == ["1.example", "2.example", "3.example"]
+
+
+@pytest.mark.parametrize("begun", [(21, 22), (21, 22, 29), (29, 30, 31), (21, 22, 23, 24)])
+def test_an_event_loops_other_connections_are_in_doubt(world: World, begun) -> None:
+    world.feed(*(lookup(0, f"{n}.example", A, tid=9000 + n, end=20 + n / 10) for n in (1, 2, 3)))
+    opened = [made(at, 90, n) for n, at in enumerate(begun, 1)]
+    assert set(settled(world, *opened)) == {None}
+
+
+def test_threads_that_connect_by_each_others_answers_give_no_names(world: World) -> None:
+    # two in a row of a thread that connects, too: one was for another thread
+    world.feed(lookup(0, "one.example", A, tid=1), lookup(10, "two.example", A, tid=1))
+    world.feed(lookup(11, "three.example", A, tid=2))
+    assert settled(world, made(20, 40, 1, tid=2), made(21, 40, 2, tid=1)) == [None, None]
+
+
+def test_a_thread_that_never_asked_shows_that_answers_are_handed_on(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, tid=1), lookup(1, "two.example", A, tid=2))
+    opened = [made(20, 40, 1, tid=3), made(21, 40, 2, tid=1), made(22, 40, 3, tid=2)]
+    assert settled(world, *opened) == [None, None, None]
+
+
+def test_a_pool_that_only_looks_names_up_does_not_unsettle_the_others(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, tid=9), lookup(6, "two.example", A, tid=9))
+    world.feed(lookup(11, "three.example", A, tid=2))
+    assert settled(world, made(20, 40, 1, tid=1), made(21, 40, 2, tid=2)) == [None, "three.example"]
+
+
+def test_a_name_that_may_be_another_threads_is_none(world: World) -> None:
+    # thread 1 asks, connects, and then connects again: by its own answer or by thread 2's?
+    world.feed(lookup(0, "one.example", A, tid=1, end=5))
+    assert only(world.feed(made(10, 15, 1, tid=1))).host == "one.example"
+    assert only(world.feed(made(20, 25, 2, tid=1))).host == "one.example"
+    world.feed(lookup(26, "two.example", A, tid=2, end=28))
+    # and threads that never asked, beside others that connect
+    in_doubt = made(30, 35, 3, tid=1), made(40, 45, 4, tid=3), made(50, 55, 5, tid=4)
+    assert settled(world, *in_doubt) == [None, None, None]
+
+
+def test_a_name_that_is_not_kept_any_more_may_have_been_the_one(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, end=10))
+    world.feed(*(lookup(11, f"{i}.example", B, end=12) for i in range(PER_PROCESS - 1)))
+    world.feed(lookup(13, "two.example", A, end=14))
+    assert only(world.feed(made(20, 30, 1))).host is None
+    assert only(world.feed(made(2020, 2030, 1))).host == "two.example"
+
+
+def test_one_name_in_two_spellings_is_one_name(world: World) -> None:
+    world.feed(lookup(0, "One.example", A), lookup(6, "one.example.", A))
+    assert only(world.feed(made(20, 30, 1))).host == "one.example."
+
+
+def test_a_server_name_outweighs_an_old_answer_that_says_another(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, end=5))
+    first, later = tls(conn(10, A)), tls(conn(60_000, A))
+    for opened in (first, later):
+        world.feed(hello(opened, client_hello("two.example")))
+    # one may ask a server for another name than its own, as a front
+    assert only(world.feed(ended(first, 20))).host == "one.example"
+    record = only(world.feed(ended(later, 60_020)))
+    assert (record.host, record.host_source, record.dns) == ("two.example", "sni", None)
+
+
+def test_a_server_name_behind_a_proxy_is_not_the_proxys(world: World) -> None:
+    world.feed(lookup(0, "proxy.example", A, end=5))
+    opened = conn(60_000, A)
+    opened = opened._replace(flags=opened.flags | int(ConnFlag.TLS | ConnFlag.TLS_LATE))
+    world.feed(hello(opened, client_hello("site.example")))
+    assert only(world.feed(ended(opened, 60_020))).host == "proxy.example"
 
 
 def test_the_server_name_decides_at_once(world: World) -> None:
@@ -131,11 +247,6 @@ def test_the_port_asked_for_decides_between_names(world: World) -> None:
     world.feed(lookup(0, "web.example", A, port=443), lookup(1, "mail.example", A, port=25))
     assert only(world.feed(conn(10, A, rport=443, end=20))).host == "web.example"
     assert only(world.feed(conn(10, A, rport=25, end=20))).host == "mail.example"
-
-
-def test_a_name_asked_for_long_before_is_no_rival(world: World) -> None:
-    world.feed(lookup(0, "old.example", A), lookup(3000, "new.example", A))
-    assert only(world.feed(conn(3010, A, end=3020))).host == "new.example"
 
 
 def test_the_same_name_asked_twice_leaves_no_doubt(world: World) -> None:
@@ -233,15 +344,6 @@ def test_one_process_keeps_its_newest_names() -> None:
     assert len(table) == 0 and (4711, 99) not in table
 
 
-def test_the_join_says_when_it_cannot_know() -> None:
-    table = LookupTable()
-    table.add(lookup(0, "one.example", A))
-    table.add(lookup(1, "two.example", A))
-    assert table.join(conn(10, A), sni=None) is AMBIGUOUS
-    settled = table.join(conn(10, A), sni=None, in_order=True)
-    assert settled.lookup.name == "one.example"
-
-
 def test_hellos_are_bounded_and_put_together_from_their_parts() -> None:
     table = HelloTable(most=3)
     connection = conn(0, A)
@@ -286,19 +388,6 @@ def test_a_server_that_looked_up_its_clients_address_was_not_asked_by_that_name(
     world.feed(lookup(150, "client.example", A, end=160))
     assert world.snapshot(300, still_open) == []
     assert only(world.feed(ended(still_open, 400, flags=accepted.flags))).host is None
-
-
-def test_a_name_that_may_be_another_threads_is_none() -> None:
-    world = World()
-    # thread 1 asks, connects, and then connects again: by its own answer or by thread 2's?
-    world.feed(lookup(0, "one.example", A, tid=1, end=5))
-    assert only(world.feed(ended(conn(10, A, tid=1), 15))).host == "one.example"
-    assert only(world.feed(ended(conn(20, A, tid=1, sk=2), 25))).host == "one.example"
-    world.feed(lookup(26, "two.example", A, tid=2, end=28))
-    assert only(world.feed(ended(conn(30, A, tid=1, sk=3), 35))).host is None
-    # a thread that never asked, beside others that connect
-    assert only(world.feed(ended(conn(40, A, tid=3, sk=4), 45))).host is None
-    assert only(world.feed(ended(conn(50, A, tid=4, sk=5), 55))).host is None
 
 
 # -- by another process -----------------------------------------------------------------------

@@ -244,6 +244,75 @@ def test_an_answer_cut_short_and_asked_for_again_is_one_lookup():
     assert world.snapshot(60_000) == []
 
 
+def test_the_first_records_of_an_answer_cut_short_are_not_the_lookup():
+    question, answer = messages("one.example", "A", A)
+    cut = bytearray(answer)
+    cut[2] |= 2
+    world = World()
+    world.feed(event(question, 0, received=False), event(bytes(cut), 50, received=True))
+    flags = int(DnsFlag.STREAM)
+    _, whole = messages("one.example", "A", A, B)
+    world.feed(event(stream(question), 52, received=False, sk=5, flags=flags, seq=1))
+    world.feed(event(stream(whole), 150, received=True, sk=5, flags=flags, seq=1))
+    record = only(world.feed(ended(conn(160, A), 200)))
+    assert (record.dns_us, set(record.dns)) == (150_000, {A, B})
+
+
+@pytest.mark.parametrize(("again", "sk"), [(5_000.5, 2), (3_000, 1)], ids=["Go", "c-ares"])
+def test_a_question_asked_again_was_one_wait(again: float, sk: int):
+    world = World()
+    question, answer = messages("one.example", "A", A)
+    world.feed(event(question, 0, received=False, sk=1))
+    world.feed(event(question, again, received=False, sk=sk))
+    world.feed(event(answer, again + 20, received=True, sk=sk))
+    record = only(world.feed(ended(conn(again + 30, A), again + 100)))
+    assert record.dns_us == (again + 20) * 1000
+    # ... and the next lookup is another
+    world.feed(*exchange("one.example", "A", A, asked=again + 200, answered=again + 230))
+    assert only(world.feed(ended(conn(again + 240, A), again + 300))).dns_us == 30_000
+
+
+def test_a_family_that_was_never_answered_does_not_lengthen_the_next_lookup():
+    world = World()
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20, sk=1))
+    lost, _ = messages("one.example", "AAAA")
+    world.feed(event(lost, 0, received=False, sk=2))
+    world.feed(*exchange("one.example", "A", A, asked=3_000, answered=3_030, sk=3))
+    world.feed(*exchange("one.example", "AAAA", V6, asked=3_000, answered=3_040, sk=4))
+    assert only(world.feed(ended(conn(3_050, A), 3_100))).dns_us == 40_000
+
+
+def test_a_longer_name_that_fails_after_the_shorter_one_was_found_is_no_try_of_it():
+    world = World()
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20))
+    world.feed(*failing("one.example.au", 3, 30, 50))
+    assert only(world.snapshot(20_000)).host == "one.example.au"
+
+
+def test_a_search_list_that_ends_with_the_bare_name_has_no_failure():
+    world = World()
+    world.feed(*failing("one.example.search.example", 3, 0, 20))
+    world.feed(*exchange("one.example", "A", A, asked=21, answered=40))
+    assert world.snapshot(60_000) == []
+
+
+def test_capitals_that_a_resolver_mixes_in_are_not_the_name():
+    world = World()
+    world.feed(*exchange("oNe.eXample", "A", A, asked=0, answered=20))
+    world.feed(*exchange("One.exaMple", "A", A, asked=25, answered=30))
+    assert only(world.feed(ended(conn(40, A), 100))).host == "one.example"
+
+
+def test_an_answer_that_is_not_kept_any_more_may_have_been_the_one():
+    world = World()
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20))
+    for number in range(PER_PROCESS - 1):
+        world.feed(*exchange("other.example", "A", B, asked=21, answered=22, sk=number))
+    world.feed(*exchange("two.example", "A", A, asked=23, answered=24))
+    assert only(world.feed(ended(conn(40, A), 100))).host is None
+    assert only(world.feed(ended(conn(2_040, A), 2_100))).host == "two.example"
+
+
 def failing(name: str, rcode: int, asked: float, answered: float | None, **more: int):
     events = []
     for sk, kind in ((1, "A"), (2, "AAAA")):
