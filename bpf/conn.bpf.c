@@ -87,7 +87,8 @@ static __always_inline void end_conn(struct conn_event *c, u64 sk, u8 phase)
 	conn_by_sk.delete(&sk);
 }
 
-static __always_inline struct conn_event *new_conn(u64 sk)
+/* key: what it is known by in conn_by_sk. */
+static __always_inline struct conn_event *new_conn_at(u64 key, u64 sk)
 {
 	int zero = 0;
 	struct conn_event *blank = blank_conn.lookup(&zero);
@@ -95,19 +96,24 @@ static __always_inline struct conn_event *new_conn(u64 sk)
 
 	if (!blank)
 		return 0;
-	if (conn_by_sk.update(&sk, blank)) {
+	if (conn_by_sk.update(&key, blank)) {
 		count(COUNT_CONN_FULL);
 		return 0;
 	}
-	c = conn_by_sk.lookup(&sk);
+	c = conn_by_sk.lookup(&key);
 	if (!c)
 		return 0;
 	count(COUNT_CONNS);
-	c->sk = sk;
+	c->sk = key;
 	c->connect_ns = bpf_ktime_get_ns();
 	read_task(&c->task);
 	c->task.netns = read_sock_netns(sk);
 	return c;
+}
+
+static __always_inline struct conn_event *new_conn(u64 sk)
+{
+	return new_conn_at(sk, sk);
 }
 
 /*
@@ -265,11 +271,30 @@ int connect6_enter(struct bpf_sock_addr *ctx)
 	return on_connect(ctx, 1);
 }
 
+/* The QUIC connections over a socket that was not connected. */
+static __always_inline void end_quic_flows(u64 sk)
+{
+	struct quic_flows *flows = quic_flows_by_sk.lookup(&sk);
+
+	if (!flows)
+		return;
+	for (int i = 0; i < QUIC_FLOWS; i++) {
+		u64 key = flows->keys[i];
+		struct conn_event *c = conn_by_sk.lookup(&key);
+
+		if (c)
+			end_conn(c, key, PHASE_CLOSED);
+	}
+	quic_flows_by_sk.delete(&sk);
+}
+
 int sock_release(struct bpf_sock *ctx)
 {
 	u64 sk = (u64)ctx;
 	struct conn_event *c = conn_by_sk.lookup(&sk);
 
+	if (ctx->protocol == IPPROTO_UDP)
+		end_quic_flows(sk);
 	if (c && c->flags & CONN_UDP) {
 		end_conn(c, sk, PHASE_CLOSED);
 	} else if (c && c->phase == PHASE_CALLING) {

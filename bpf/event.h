@@ -125,7 +125,7 @@ enum conn_phase {
 struct conn_event {
 	struct event_header header;
 	struct task_info task;
-	__u64 sk;         /* address of struct sock: a key, never printed */
+	__u64 sk;         /* address of struct sock, or of its flow: a key, never printed */
 	__u64 cookie;     /* SO_COOKIE; 0 = not known */
 	__u64 connect_ns; /* SYN_SENT entered (CALLING: connect() entered) */
 	__u64 established_ns;
@@ -156,6 +156,8 @@ struct conn_event {
 	__u32 rx_next;
 	__u32 tx_record; /* TCP sequence of the next TLS record header */
 	__u32 rx_record;
+	__u16 log_merged; /* records left out of log: like the one before, and large */
+	__u16 log_last;   /* such a record's length and direction; 0 = the last was none */
 
 	__u16 family; /* AF_INET or AF_INET6, of the socket */
 	__u16 lport;

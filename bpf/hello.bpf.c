@@ -7,19 +7,62 @@
 #include "kernel_fields.h"
 #include "maps.h"
 
-#define IPV6_HEADER 40
-#define DIR_TX      1
-#define DIR_RX      2
+#define IPV6_HEADER     40
+#define IPV6_EXTENSIONS 4 /* hops walked before giving up */
+#define DIR_TX          1
+#define DIR_RX          2
+#define HEAD_SHORT      16 /* a head under this takes what follows: some write it byte by byte */
 
-/* The first bytes of len (not 0) at offset. */
+/*
+ * Where the payload of this IP packet begins and what it is; 0 = not an IP
+ * packet we understand.
+ */
+static __always_inline u32 parse_ip(struct __sk_buff *skb, u8 *protocol)
+{
+	u32 offset = IPV6_HEADER;
+	u8 ip[10];
+	u8 next;
+
+	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
+		return 0;
+	if (ip[0] >> 4 == 4) {
+		*protocol = ip[9];
+		return (ip[0] & 15) * 4;
+	}
+	next = ip[6];
+	for (int i = 0; i < IPV6_EXTENSIONS; i++) {
+		u8 ext[2];
+
+		/* hop-by-hop, routing, destination options */
+		if (next != 0 && next != 43 && next != 60)
+			break;
+		if (bpf_skb_load_bytes(skb, offset, ext, sizeof(ext)))
+			return 0;
+		next = ext[0];
+		offset += (ext[1] + 1) * 8;
+	}
+	*protocol = next;
+	return offset;
+}
+
+/*
+ * The first bytes of a direction, of len (not 0) at offset, after those that
+ * are there. The verifier sees have and n each under HEAD_LEN, and head with
+ * as much room behind it; together they never are over.
+ */
 static __always_inline void copy_head(struct __sk_buff *skb, u32 offset, u32 len, u8 *head,
 				      u8 *head_len)
 {
-	u32 less_one = (len > HEAD_LEN ? HEAD_LEN : len) - 1;
+	u32 have = *head_len;
+	u32 less_one;
 
+	if (have >= HEAD_LEN)
+		return;
+	less_one = (len > HEAD_LEN - have ? HEAD_LEN - have : len) - 1;
+	BOUND(have, HEAD_LEN - 1);
 	BOUND(less_one, HEAD_LEN - 1);
-	if (!bpf_skb_load_bytes(skb, offset, head, less_one + 1))
-		*head_len = less_one + 1;
+	if (!bpf_skb_load_bytes(skb, offset, head + have, less_one + 1))
+		*head_len = have + less_one + 1;
 }
 
 static __always_inline void fill_hello(struct hello_event *e, struct conn_event *c, u32 seq, u32 n,

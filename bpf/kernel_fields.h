@@ -49,6 +49,9 @@ static long (*const read_user_str)(void *to, __u32 size, const void *from) = (vo
  */
 #define BOUND(value, mask) asm volatile("%0 &= %1" : "+r"(value) : "i"(mask))
 
+/* Hide from the compiler where a value comes from. */
+#define SHROUD(value) asm volatile("" : "+r"(value))
+
 #define READ_PTR(base, offset) READ_FIELD(char *, base, offset)
 
 static __always_inline __u16 swap16(__u16 v)

@@ -14,14 +14,16 @@
 #ifndef RING_PAGES
 #define RING_PAGES 1024 /* 4 MB: half a second at 10,000 connections a second */
 #endif
-#define WAKEUP_BYTES   (RING_PAGES * 512ULL)
-#define MAX_LOOKUPS    4096 /* threads inside getaddrinfo() at one time */
-#define MAX_HANDSHAKES 8192
-#define MAX_DEEP       16   /* processes whose plaintext is read at one time */
-#define MAX_DEEP_CALLS 1024 /* threads inside a library's call */
-#define MAX_DEEP_TALKS 2048 /* library objects in use */
-#define LIVE_KEYS      11   /* sockets read in one run: a raw tracepoint has 12 arguments */
-#define LIVE_SLOTS     (LIVE_KEYS * 93)
+#define WAKEUP_BYTES     (RING_PAGES * 512ULL)
+#define MAX_LOOKUPS      4096 /* threads inside getaddrinfo() at one time */
+#define MAX_HANDSHAKES   8192
+#define MAX_QUIC_SOCKETS 4096
+#define QUIC_FLOWS       8    /* connections over one socket at a time; a power of two */
+#define MAX_DEEP         16   /* processes whose plaintext is read at one time */
+#define MAX_DEEP_CALLS   1024 /* threads inside a library's call */
+#define MAX_DEEP_TALKS   2048 /* library objects in use */
+#define LIVE_KEYS        11   /* sockets read in one run: a raw tracepoint has 12 arguments */
+#define LIVE_SLOTS       (LIVE_KEYS * 93)
 
 /*
  * Elements are allocated when needed where the kernel has an allocator that
@@ -72,6 +74,17 @@ struct handshake {
 	__u64 sk; /* socket joined to it; 0 = none yet */
 	__u32 calls;
 	__s32 ret;
+};
+
+/*
+ * QUIC connections over one socket, the oldest overwritten. A key is the
+ * socket's address, its upper 16 bits (all set in every kernel address) given
+ * to a hash of the peer.
+ */
+struct quic_flows {
+	__u64 keys[QUIC_FLOWS];
+	__u32 begun;
+	__u32 pad;
 };
 
 /* A process whose plaintext is read. */
@@ -144,10 +157,18 @@ BPF_TABLE("lru_hash", struct handshake_key, struct handshake, handshake_by_objec
 BPF_TABLE("lru_hash", u32, u8, dns_server_by_pid, 256);
 
 /*
- * struct sock * -> 1 for sockets to which a QUIC Initial came: a server's,
- * whose own Initials begin nothing. Out: the least recently used.
+ * struct sock * -> keys in conn_by_sk of the QUIC connections over a socket
+ * that is not connected. In: the first Initial sent to a peer. Out: the
+ * socket's release. Full: COUNT_CONN_FULL.
  */
-BPF_TABLE("lru_hash", u64, u8, quic_server_by_sk, 1024);
+BPF_F_TABLE("hash", u64, struct quic_flows, quic_flows_by_sk, MAX_QUIC_SOCKETS, GROW_ON_DEMAND);
+
+/*
+ * Socket and peer, as in quic_flows -> 1 where the peer's Initial came first:
+ * it is the client, and what is sent to it begins nothing. Out: the least
+ * recently used.
+ */
+BPF_TABLE("lru_hash", u64, u8, quic_client_by_flow, 4096);
 
 /*
  * tgid -> what was seen of it. In and out: user space, for as long as its
@@ -168,6 +189,7 @@ BPF_F_TABLE("array", u32, struct live_figures, live_by_slot, LIVE_SLOTS, 1 << 10
 /* Never written: copied to make a zeroed entry without stack or memset. */
 BPF_ARRAY(blank_conn, struct conn_event, 1);
 BPF_ARRAY(blank_lookup, struct lookup_call, 1);
+BPF_ARRAY(blank_flows, struct quic_flows, 1);
 
 /* enum counter -> count since load, per CPU. */
 BPF_PERCPU_ARRAY(counters, u64, COUNT_MAX);

@@ -9,7 +9,6 @@
 #include "kernel_fields.h"
 #include "maps.h"
 
-#define IPV6_EXTENSIONS  4 /* hops walked before giving up */
 #define TCP_FLAG_FIN     0x01
 #define TCP_FLAG_SYN     0x02
 #define TCP_FLAG_RST     0x04
@@ -17,6 +16,9 @@
 #define HELLO_HEADER     9 /* of the record, and type and length of the message */
 #define RECORD_ALERT     21
 #define RECORD_HANDSHAKE 22
+#define RECORD_DATA      23
+#define MERGED_LEAST     1024 /* length of a record: session tickets are shorter */
+#define MERGED_MOST      2048 /* 32 MB in records of 16 KB; then the log is left alone */
 #define CLIENT_HELLO     1
 #define SERVER_HELLO     2
 #define RECORDS_WALKED   16          /* record starts looked at in one packet */
@@ -26,6 +28,7 @@
 #define HELLO_LEAST      40          /* bytes of a ClientHello's record: an alert has 2 */
 #define HTTP2_BYTES      2048        /* of each direction, for the first request's status */
 #define DNS_TURNS        256         /* of a TCP connection to port 53, whose bytes are kept */
+#define SSH_             0x2d485353U /* "SSH-", little endian */
 #define MEMORY_BIO_NS    50000000ULL /* from a library call to its bytes leaving */
 
 struct tcp_part {
@@ -38,33 +41,11 @@ struct tcp_part {
 /* 0 = this is no TCP packet we understand. */
 static __always_inline int parse_packet(struct __sk_buff *skb, struct tcp_part *part)
 {
-	u8 ip[8];
 	u8 tcp[14];
-	u32 offset;
-	u8 next;
+	u8 next = 0;
+	u32 offset = parse_ip(skb, &next);
 
-	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
-		return 0;
-	if (ip[0] >> 4 == 4) {
-		offset = (ip[0] & 15) * 4;
-		if (bpf_skb_load_bytes(skb, 9, &next, 1))
-			return 0;
-	} else {
-		offset = IPV6_HEADER;
-		next = ip[6];
-		for (int i = 0; i < IPV6_EXTENSIONS; i++) {
-			u8 ext[2];
-
-			/* hop-by-hop, routing, destination options */
-			if (next != 0 && next != 43 && next != 60)
-				break;
-			if (bpf_skb_load_bytes(skb, offset, ext, 2))
-				return 0;
-			next = ext[0];
-			offset += (ext[1] + 1) * 8;
-		}
-	}
-	if (next != IPPROTO_TCP)
+	if (!offset || next != IPPROTO_TCP)
 		return 0;
 	if (bpf_skb_load_bytes(skb, offset, tcp, sizeof(tcp)))
 		return 0;
@@ -114,7 +95,7 @@ static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *p
 {
 	u8 h[16] = {};
 	u32 less_one = (part->len < HELLO_HEADER ? part->len : HELLO_HEADER) - 1;
-	u32 size;
+	u32 record, size;
 
 	if (part->len < RECORD_HEADER)
 		return;
@@ -125,13 +106,15 @@ static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *p
 		return;
 	if (part->len > RECORD_HEADER && h[5] != CLIENT_HELLO)
 		return;
-	/* the message's own length: it may come in several records */
-	size = RECORD_HEADER + 4 + ((u32)h[6] << 16 | (u32)h[7] << 8 | h[8]);
-	if (part->len < HELLO_HEADER) {
-		size = RECORD_HEADER + ((u32)h[3] << 8 | h[4]);
-		if (size < RECORD_HEADER + HELLO_LEAST)
-			return;
-	}
+	record = (u32)h[3] << 8 | h[4];
+	size = record;
+	if (part->len >= HELLO_HEADER)
+		size = 4 + ((u32)h[6] << 16 | (u32)h[7] << 8 | h[8]);
+	else if (record < HELLO_LEAST)
+		return;
+	if (size > record) /* in several records, whose headers come on top */
+		size += (size >> 5) + 4 * RECORD_HEADER;
+	size += RECORD_HEADER;
 	c->flags |= CONN_TLS;
 	if (c->last_dir)
 		c->flags |= CONN_TLS_LATE;
@@ -142,20 +125,39 @@ static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *p
 	join_handshake(c, now);
 }
 
+/*
+ * A large record like the one before is a body that goes on, and would only
+ * fill the log: it is written where the next one goes, and not counted. No
+ * branch, since the verifier would follow both ways at each record.
+ */
 static __always_inline void log_record(struct conn_event *c, u8 type, u16 len, bool first, bool rx,
 				       u64 now)
 {
 	u32 i = c->log_len;
 	u64 at_us = (now - c->connect_ns) / 1000;
+	/* the sign bit of a number less one says whether it was 0; a compiler that knew would jump */
+	u32 other = type ^ RECORD_DATA;
+	u32 less = len - MERGED_LEAST;
+	u32 large, again;
 
+	SHROUD(other);
+	SHROUD(less);
+	large = ((other - 1) >> 31) & ~(less >> 31) & 1;
+	again = large;
+	large = (len << 1 | rx) & -large;
+	other = large ^ c->log_last;
+	SHROUD(other);
+	again &= (other - 1) >> 31;
 	if (i >= RECORD_LOG_MAX)
 		return;
+	c->log_last = large;
+	c->log_merged += again;
 	i &= RECORD_LOG_MAX - 1;
 	c->log[i].at_us = at_us > 0xffffffffULL ? 0xffffffff : at_us;
 	c->log[i].len = len;
 	c->log[i].type = type;
 	c->log[i].flags = (rx ? RECORD_RX : 0) | (first ? RECORD_FIRST : 0);
-	c->log_len = i + 1;
+	c->log_len = i + 1 - again;
 }
 
 /* HTTP/2's preface opens the connection (RFC 9113 section 3.4). */
@@ -168,6 +170,52 @@ static __always_inline void detect_http2(struct conn_event *c)
 	c->flags |= CONN_H2;
 	c->hello_tx_left = HTTP2_BYTES;
 	c->hello_rx_left = HTTP2_BYTES;
+}
+
+/* Whether TLS records of this connection are still noted. */
+static __always_inline bool is_logging(struct conn_event *c)
+{
+	return c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX && c->log_merged < MERGED_MOST;
+}
+
+/* "HTTP/1.", little endian, of 8 bytes whose last is the minor version */
+static __always_inline bool is_http1(u64 start)
+{
+	return (start & 0x00ffffffffffffffULL) == 0x002e312f50545448ULL;
+}
+
+/* An answer 100 to 199 but for 101: the one that counts is still to come (RFC 9110 section 15.2). */
+static __always_inline bool is_interim(struct conn_event *c)
+{
+	return c->rx_head_len > 11 && is_http1(*(u64 *)c->rx_head) && c->rx_head[9] == '1' &&
+	       !(c->rx_head[10] == '0' && c->rx_head[11] == '1');
+}
+
+static __always_inline void note_answer_head(struct __sk_buff *skb, struct tcp_part *part,
+					     struct conn_event *c)
+{
+	u64 start;
+
+	if (c->rx_head_len < HEAD_SHORT) {
+		if (!c->rx_head_len || c->last_dir == DIR_RX)
+			copy_head(skb, part->offset, part->len, c->rx_head, &c->rx_head_len);
+		return;
+	}
+	if (!is_interim(c) || part->len < sizeof(start) ||
+	    bpf_skb_load_bytes(skb, part->offset, &start, sizeof(start)) || !is_http1(start))
+		return;
+	c->rx_head_len = 0;
+	copy_head(skb, part->offset, part->len, c->rx_head, &c->rx_head_len);
+}
+
+/*
+ * SSH: both sides send their version at once, neither as an answer to the
+ * other (RFC 4253 section 4.2). What the client says next is its first request.
+ */
+static __always_inline bool is_ssh_greeting(struct conn_event *c)
+{
+	return c->first_rx_ns == c->first_resp_ns && c->last_dir == DIR_TX && !c->turn_count &&
+	       *(u32 *)c->rx_head == SSH_ && *(u32 *)c->tx_head == SSH_;
 }
 
 /* n (1 to 4) more bytes of a record header of which have (0 to 4) are there. */
@@ -356,13 +404,18 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 			c->first_rx_ns = now;
 		if (!c->first_resp_ns && c->first_tx_ns)
 			c->first_resp_ns = now;
-		if (!c->rx_head_len)
-			copy_head(skb, part.offset, part.len, c->rx_head, &c->rx_head_len);
+		note_answer_head(skb, &part, c);
+		if (is_ssh_greeting(c)) {
+			c->first_tx_ns = 0;
+			c->first_resp_ns = 0;
+			c->last_dir = DIR_RX;
+			return 1;
+		}
 		/* user space counts the turns of what it is handed */
 		logged = c->flags & CONN_H2 && c->hello_rx_left && c->hello_tx_left;
 		if (c->hello_rx_left)
 			continue_hello(skb, &part, c, 1, now);
-		if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX) {
+		if (is_logging(c)) {
 			logged = 1;
 			walk_records(skb, &part, c, 1, now);
 		}
@@ -374,7 +427,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	c->tx_next = part.seq + part.len;
 	if (!c->first_tx_ns)
 		c->first_tx_ns = now;
-	if (!c->tx_head_len) {
+	if (c->tx_head_len < HEAD_SHORT && (!c->tx_head_len || c->last_dir == DIR_TX)) {
 		copy_head(skb, part.offset, part.len, c->tx_head, &c->tx_head_len);
 		detect_http2(c);
 	}
@@ -386,7 +439,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	}
 	if (c->hello_tx_left)
 		continue_hello(skb, &part, c, 0, now);
-	if (c->flags & CONN_TLS && c->log_len < RECORD_LOG_MAX)
+	if (is_logging(c))
 		walk_records(skb, &part, c, 0, now);
 	if (c->last_dir != DIR_TX)
 		c->turn_start_ns = now;

@@ -25,21 +25,12 @@ struct udp_part {
 /* 0 = this is no UDP packet we understand, or it is empty. */
 static __always_inline int parse_udp(struct __sk_buff *skb, struct udp_part *part)
 {
-	u8 ip[8];
 	u8 udp[8];
-	u8 next;
+	u8 next = 0;
 
-	if (bpf_skb_load_bytes(skb, 0, ip, sizeof(ip)))
-		return 0;
-	if (ip[0] >> 4 == 4) {
-		part->offset = (ip[0] & 15) * 4;
-		if (bpf_skb_load_bytes(skb, 9, &next, 1))
-			return 0;
-	} else {
-		part->offset = IPV6_HEADER;
-		next = ip[6];
-	}
-	if (next != IPPROTO_UDP || bpf_skb_load_bytes(skb, part->offset, udp, sizeof(udp)))
+	part->offset = parse_ip(skb, &next);
+	if (!part->offset || next != IPPROTO_UDP ||
+	    bpf_skb_load_bytes(skb, part->offset, udp, sizeof(udp)))
 		return 0;
 	part->sport = (u16)udp[0] << 8 | udp[1];
 	part->dport = (u16)udp[2] << 8 | udp[3];
@@ -141,36 +132,30 @@ static __always_inline void note_datagram(struct __sk_buff *skb, struct conn_eve
 	c->last_dir = DIR_TX;
 }
 
-/* A datagram of a socket that nothing is known of yet. sk may be computed with. */
-static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
+/* What a QUIC connection of a socket that is not connected is known by. */
+static __always_inline u64 flow_key(struct __sk_buff *skb, u64 sk, struct udp_part *part, bool rx)
 {
-	struct udp_part part = {};
-	struct conn_event *c;
-	bool connected, quic;
+	u32 peer[4] = {};
+	u32 hash = rx ? part->sport : part->dport;
+	u8 first = 0;
 
-	if (!parse_udp(skb, &part))
-		return;
-	dns_datagram(skb, sk, part.sport, part.dport, part.offset, part.len, rx);
-	if (part.sport == DNS_PORT || part.dport == DNS_PORT)
-		return;
-	if (rx) {
-		if (is_quic_initial(skb, &part)) {
-			u8 one = 1;
+	bpf_skb_load_bytes(skb, 0, &first, 1);
+	if (first >> 4 == 4)
+		bpf_skb_load_bytes(skb, rx ? 12 : 16, peer, 4);
+	else
+		bpf_skb_load_bytes(skb, rx ? 8 : 24, peer, 16);
+	for (int i = 0; i < 4; i++)
+		hash = (hash ^ peer[i]) * 0x9e3779b1U;
+	hash >>= 16;
+	if (hash == 0xffff)
+		hash = 0;
+	return (sk & 0x0000ffffffffffffULL) | (u64)hash << 48;
+}
 
-			quic_server_by_sk.update(&sk, &one);
-		}
-		return;
-	}
-	connected = READ_FIELD(u16, sk, OFF_sock_common_skc_dport) != 0;
-	quic = is_quic_initial(skb, &part);
-	if (!connected && (!quic || quic_server_by_sk.lookup(&sk)))
-		return;
-	if (!has_file(sk))
-		return;
-	c = new_conn(sk);
-	if (!c)
-		return;
-	c->flags = CONN_UDP | CONN_PACKETS;
+static __always_inline void begin_datagrams(struct __sk_buff *skb, struct conn_event *c,
+					    struct udp_part *part, bool quic)
+{
+	c->flags |= CONN_UDP | CONN_PACKETS;
 	c->phase = PHASE_ESTABLISHED;
 	c->established_ns = c->connect_ns;
 	c->cookie = bpf_get_socket_cookie(skb);
@@ -180,8 +165,111 @@ static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
 		c->hello_tx_left = QUIC_DATAGRAMS;
 		c->hello_rx_left = QUIC_DATAGRAMS;
 	}
-	read_flow(skb, c, &part);
-	note_datagram(skb, c, &part, 0, c->connect_ns);
+	note_datagram(skb, c, part, 0, c->connect_ns);
+}
+
+/* An Initial that leaves to a new peer, by a socket that is not connected. */
+static __always_inline void begin_flow(struct __sk_buff *skb, u64 sk, u64 key,
+				       struct udp_part *part, bool known)
+{
+	struct quic_flows *flows;
+	struct conn_event *c;
+
+	flows = quic_flows_by_sk.lookup(&sk);
+	if (!flows) {
+		int zero = 0;
+		struct quic_flows *blank = blank_flows.lookup(&zero);
+
+		if (!blank || !has_file(sk))
+			return;
+		if (quic_flows_by_sk.update(&sk, blank)) {
+			count(COUNT_CONN_FULL);
+			return;
+		}
+		flows = quic_flows_by_sk.lookup(&sk);
+		if (!flows)
+			return;
+	}
+	if (!known) {
+		u32 place = flows->begun++;
+		u64 oldest;
+
+		place &= QUIC_FLOWS - 1;
+		oldest = flows->keys[place];
+		c = conn_by_sk.lookup(&oldest);
+		if (oldest && c)
+			end_conn(c, oldest, PHASE_CLOSED);
+		flows->keys[place] = key;
+	}
+	c = new_conn_at(key, sk);
+	if (!c)
+		return;
+	read_flow(skb, c, part);
+	begin_datagrams(skb, c, part, 1);
+	if (known || flows->begun > 1)
+		c->cookie = 0; /* it names one connection, the first */
+}
+
+/* A datagram of a socket that is not connected: of QUIC, or nothing to us. */
+static __always_inline void on_unconnected(struct __sk_buff *skb, u64 sk, struct udp_part *part,
+					   bool rx)
+{
+	bool initial = is_quic_initial(skb, part);
+	struct conn_event *c;
+	u64 key;
+
+	if (!initial && !quic_flows_by_sk.lookup(&sk))
+		return;
+	key = flow_key(skb, sk, part, rx);
+	c = conn_by_sk.lookup(&key);
+	/* the same peer again, from the beginning */
+	if (c && (rx || !initial || !c->ssl_done_ns)) {
+		if ((rx ? part->sport : part->dport) == c->rport)
+			note_datagram(skb, c, part, rx, bpf_ktime_get_ns());
+		return;
+	}
+	if (!initial)
+		return;
+	if (rx) {
+		u8 one = 1;
+
+		quic_client_by_flow.update(&key, &one);
+		return;
+	}
+	if (quic_client_by_flow.lookup(&key))
+		return;
+	if (c)
+		end_conn(c, key, PHASE_CLOSED);
+	begin_flow(skb, sk, key, part, c != 0);
+}
+
+/* A datagram of a socket that nothing is known of yet. sk may be computed with. */
+static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
+{
+	struct udp_part part = {};
+	struct conn_event *c;
+	u16 peer;
+
+	if (!parse_udp(skb, &part))
+		return;
+	/* what leaves has been through address translation: Docker sends questions to other ports */
+	peer = swap16(READ_FIELD(u16, sk, OFF_sock_common_skc_dport));
+	if (peer && !rx)
+		part.dport = peer;
+	dns_datagram(skb, sk, part.sport, part.dport, part.offset, part.len, rx);
+	if (part.sport == DNS_PORT || part.dport == DNS_PORT)
+		return;
+	if (!peer) {
+		on_unconnected(skb, sk, &part, rx);
+		return;
+	}
+	if (rx || !has_file(sk))
+		return;
+	c = new_conn(sk);
+	if (!c)
+		return;
+	read_endpoints(c, sk);
+	begin_datagrams(skb, c, &part, is_quic_initial(skb, &part));
 }
 
 /* A datagram of a flow that is known. */
@@ -190,9 +278,6 @@ static __always_inline void on_flow(struct __sk_buff *skb, struct conn_event *c,
 	struct udp_part part = {};
 
 	if (!parse_udp(skb, &part))
-		return;
-	/* a socket that is not connected speaks to others as well: told apart by the port alone */
-	if ((rx ? part.sport : part.dport) != c->rport)
 		return;
 	note_datagram(skb, c, &part, rx, bpf_ktime_get_ns());
 }

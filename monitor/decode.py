@@ -226,6 +226,8 @@ class ConnEvent(NamedTuple):
     rx_next: int
     tx_record: int
     rx_record: int
+    log_merged: int
+    log_last: int
     family: int
     lport: int
     rport: int
@@ -336,7 +338,7 @@ _TASK: Final = struct.Struct("=QQQIIIIII16s")
 _RECORD: Final = struct.Struct("=IHBB")
 _ANSWER: Final = struct.Struct("=HHI16s")
 _CONN: Final = struct.Struct(
-    "=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH BBBBBBBBBBBB 16s16s32s32s 24x"
+    "=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHHHH BBBBBBBBBBBB 16s16s32s32s 24x"
 )
 _LOOKUP: Final = struct.Struct("=QQiHHHHI256s32s")
 _HELLO: Final = struct.Struct("=QQQIHBB")
@@ -345,9 +347,10 @@ _EXIT: Final = struct.Struct("=QQII")
 _DNS: Final = struct.Struct("=QQHHI")
 _PLAIN: Final = struct.Struct("=QQQQQQIIHBBI")
 
-_PHASE_AT: Final = struct.calcsize("=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHH")
+_PHASE_AT: Final = struct.calcsize("=II QQQIIIIII16s QQQQQ QQQQQQQ QQQQQ IIIIiIIIIII HHHHHHHH")
 
 _LOG_LEN_AT: Final = _PHASE_AT + 8
+_LOG_LEN: Final = ConnEvent._fields.index("log_len")
 
 CONN_BYTES: Final = 656  # sizeof(struct conn_event), padding included
 # struct task_info but for tid and netns; then sk, cookie, connect_ns, established_ns
@@ -382,8 +385,8 @@ def decode_conn(data: memoryview | bytes) -> ConnEvent:
         fields = _CONN.unpack_from(data)
     except struct.error as exc:
         raise DecodeError(f"a conn event of {len(data)} bytes") from exc
-    end = _CONN.size + _RECORD.size * min(fields[54], 32)
-    log = bytes(data[_CONN.size : end]) if fields[54] else b""
+    end = _CONN.size + _RECORD.size * min(fields[_LOG_LEN], 32)
+    log = bytes(data[_CONN.size : end]) if fields[_LOG_LEN] else b""
     if len(log) % _RECORD.size:
         raise DecodeError(f"a conn event of {len(data)} bytes")
     return ConnEvent._make((*fields, log))

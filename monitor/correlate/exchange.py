@@ -16,6 +16,7 @@ from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
 __all__ = ["Exchange", "exchange_of"]
 
 RECORD_LOG_MAX: Final = 32  # bpf/event.h
+MERGED_MOST: Final = 2048  # bpf/packet.bpf.c
 _EPROTO: Final = "EPROTO"
 _LIBRARIES: Final[dict[int, str]] = {
     library: library.name.lower() for library in Library if library is not Library.NONE
@@ -164,7 +165,7 @@ def _wire_of(conn: ConnEvent, hellos: Hellos | None) -> Wire:
         ],
         client=hellos.client if hellos else None,
         server=hellos.server if hellos else None,
-        log_full=conn.log_len >= RECORD_LOG_MAX,
+        log_full=conn.log_len >= RECORD_LOG_MAX or conn.log_merged >= MERGED_MOST,
         gap_rx=bool(flags & ConnFlag.RX_GAP),
         gap_tx=bool(flags & ConnFlag.TX_GAP),
         alert_tx=_alert(conn.alert_tx),

@@ -157,7 +157,8 @@ MAPS: Final = (
     "handshake_by_thread",
     "handshake_by_object",
     "dns_server_by_pid",
-    "quic_server_by_sk",
+    "quic_flows_by_sk",
+    "quic_client_by_flow",
     "live_by_slot",
     "deep_by_pid",
     "deep_by_call",
@@ -165,6 +166,7 @@ MAPS: Final = (
     "deep_by_object",
     "blank_conn",
     "blank_lookup",
+    "blank_flows",
 )
 
 # Kernel fields whose offsets bpf/kernel_fields.h needs, as OFF_struct_field.
