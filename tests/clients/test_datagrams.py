@@ -230,3 +230,39 @@ def test_a_server_of_quic_is_no_client(lab, watch, quic, daemon):
     watch.run(get(lab, host, quic["trusted"]))
     there = [r for r in daemon.records()[before:] if r["netns"] == lab.there.inode]
     assert there == []
+
+
+def test_connections_over_one_socket_are_told_apart(lab, watch, quic):
+    names = [f"shared{number}.lab.test" for number in range(3)]
+    ports = quic["trusted"], quic["retry"]
+    argv = [sys.executable, str(SCRIPTS / "quic_shared.py"), world.FAR4, *map(str, ports)]
+    seen = watch.run([*argv, str(lab.ca_file), *names], count=3)
+    assert seen.done.code == 0, seen.done.stderr
+    records = sorted(seen.records, key=lambda record: record["start"])
+    assert {r["tls"]["sni"]: r["rport"] for r in records} == {
+        names[0]: ports[0],
+        names[1]: ports[1],
+        names[2]: ports[0],
+    }
+    assert records[2]["tls"]["sni"] == names[2]
+    assert {(r["transport"], r["state"], r["tls"]["result"]) for r in records} == {
+        ("quic", "closed", "ok")
+    }
+    assert len({record["id"] for record in records}) == 3
+    assert len({record["lport"] for record in records}) == 1
+    for record in records:
+        assert record["tls_us"] == Between(world.RTT_US, 2 * world.RTT_US + 2 * OWN_WORK_US)
+        assert 1200 < record["tcp"]["bytes_sent"] < 20_000
+
+
+@pytest.mark.parametrize("echo", [world.FAR6], indirect=True)
+def test_behind_extension_headers(watch, echo):
+    address, port = echo
+    # six bytes of padding as destination options, in each datagram that leaves
+    options = (
+        "sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, bytes([0, 0, 1, 4, 0, 0, 0, 0]))"
+    )
+    script = CONNECTED.replace("sock.connect", options + "\nsock.connect")
+    record = watch.run([sys.executable, "-c", script, address, str(port), "5", "2"]).record
+    assert (record["transport"], record["peer"]) == ("udp", address)
+    assert record["turns"]["count"] == 2

@@ -124,7 +124,7 @@ def _take(step: Step, sock: socket.socket) -> socket.socket:
 def _hear(sock: socket.socket, until: bytes | int) -> bytes:
     heard = b""
     while len(heard) < until if isinstance(until, int) else not heard.endswith(until):
-        more = sock.recv(1)
+        more = sock.recv(min(until - len(heard), 65536) if isinstance(until, int) else 1)
         if not more:
             raise EOFError("the client hung up")
         heard += more
