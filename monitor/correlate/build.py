@@ -154,9 +154,14 @@ def record_of(
     host: str | None = None
     host_source: str | None = None
     start_ns = first_ns
+    dns_us: int | None = None
+    age_us: int | None = None
     if lookup:
         host, host_source = lookup.name, "lookup"
-        if first_ns - lookup.end_ns < CACHED_NS:
+        answered_ns = lookup.end_before(first_ns)
+        dns_us = (answered_ns - lookup.start_ns) // 1000
+        age_us = (conn.connect_ns - lookup.end_before(conn.connect_ns)) // 1000
+        if first_ns - answered_ns < CACHED_NS:
             start_ns = min(first_ns, lookup.start_ns)
 
     exchange = exchange_of(conn, hellos, plain)
@@ -201,10 +206,10 @@ def record_of(
         transport=transport,
         peer=raddr if (conn.first_rx_ns if datagrams else established) else None,
         dns=lookup.addresses if lookup else None,
-        dns_us=(lookup.end_ns - lookup.start_ns) // 1000 if lookup else None,
+        dns_us=dns_us,
         dns_disp=None if inbound else _dns_disp(lookup, facts),
         dns_source=lookup.source if lookup else ("literal" if literal else None),
-        dns_age_us=(conn.connect_ns - lookup.end_ns) // 1000 if lookup else None,
+        dns_age_us=age_us,
         dns_match=join.match if join else None,
         sockconn_us=(
             (established - conn.connect_ns) // 1000

@@ -315,6 +315,8 @@ class Correlator:
         if event.hint_flags & AI_CANONNAME and event.name == self.facts.hostname:
             return []  # asked what this host is called in full: nothing was to be connected to
         lookup = self._lookups.add(event, self._ancestors(event))
+        if self._lookups.has_twin(lookup):
+            return []  # the name is there, in the other family
         held = _HeldLookup(lookup, lookup.end_ns + HOLD_NS, {_hints(event)})
         earlier = self._take_held_lookup(lookup, _hints(event))
         if earlier is not None:
@@ -336,16 +338,18 @@ class Correlator:
     def _take_held_lookup(self, lookup: Lookup, hints: _Hints | None) -> _HeldLookup | None:
         """The same thread asks for the same name again: one lookup in several calls, if in
         another way, or after a failure that may pass, or with success (None) in the end. To ask
-        in the same way for what does not exist is another try, and the first one failed.
+        in the same way for what does not exist is another try, and the first one failed. Likewise
+        another thread that asks for the other family.
         """
         for i, held in enumerate(self._failed_lookups):
             before = held.lookup
-            if (
+            again = (
                 before.task.tid == lookup.task.tid
                 and before.task.start_ns == lookup.task.start_ns
                 and before.name == lookup.name
                 and (hints not in held.hints or before.ret == EAI_AGAIN)
-            ):
+            )
+            if again or before.is_twin(lookup):
                 del self._failed_lookups[i]
                 return held
         return None

@@ -382,8 +382,15 @@ def _parts_of(newest: _Exchange, known: list[_Exchange]) -> list[_Exchange]:
     parts = [newest]
     answered = {newest.kind}
     at = known.index(newest)
+    before_ns = 0  # the lookup before this one had its answer
+    for x in known[:at]:
+        same = x.name == newest.name and x.kind == newest.kind
+        if same and x.addresses and x.answered_ns < newest.asked_ns:
+            before_ns = x.answered_ns
     for x in (*known[at + 1 :], *reversed(known[:at])):
         if x.name != newest.name or abs(x.asked_ns - newest.asked_ns) > SAME_LOOKUP_NS:
+            continue
+        if x.asked_ns < before_ns:
             continue
         if x.kind in answered and x.addresses:
             if x.asked_ns < newest.asked_ns:

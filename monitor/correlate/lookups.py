@@ -23,12 +23,13 @@ the choice is put off until then (a snapshot of the open ones).
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
-from monitor.correlate.text import address_key, address_text, printable_text
+from monitor.correlate.text import AF_INET, AF_INET6, address_key, address_text, printable_text
 from monitor.decode import ConnEvent, LookupEvent, LookupFlag, Task
 
 __all__ = [
@@ -57,6 +58,8 @@ FRESH_NS: Final = 1_000_000_000
 BURST_NS: Final = 5_000_000
 MAX_CONNECTORS: Final = 1024  # threads of a process that connect; with more, any may do anything
 MAX_ORPHANS: Final = 8
+TWIN_NS: Final = 100_000_000  # between the calls for the two families of a name
+TWINS_AMONG: Final = 32  # lookups of a process, the newest
 # Some programs have another process look names up for them: lynx and lftp a child for each, Erlang
 # a grandchild. What it found is connected to at once.
 HELPER_NS: Final = 2_000_000_000
@@ -80,6 +83,9 @@ class Lookup:
     keys: frozenset[bytes]
     cut: bool
     is_literal: bool
+    hint_family: int = 0
+    later_end_ns: int = 0
+    """When the second of two calls, one for each family, returned; ``end_ns`` is the first's."""
     folded: str = ""
     """The name as DNS compares it."""
     used: bool = False
@@ -91,6 +97,30 @@ class Lookup:
     source: str = "getaddrinfo"
     """The record's ``dns_source``."""
     end_seen: bool = True
+
+    def end_before(self, connect_ns: int) -> int:
+        """When the answers were there that a connection begun then can have known."""
+        return self.later_end_ns if 0 < self.later_end_ns <= connect_ns else self.end_ns
+
+    def is_twin(self, other: Lookup) -> bool:
+        """Whether the same process asked for the same name's other family at the same time, which
+        is one lookup (curl asks for both, each in a thread of its own)."""
+        return (
+            {self.hint_family, other.hint_family} == {AF_INET, AF_INET6}
+            and self.folded == other.folded
+            and self.task.pid == other.task.pid
+            and self.task.start_ns == other.task.start_ns
+            and abs(self.start_ns - other.start_ns) < TWIN_NS
+        )
+
+    def _add_twin(self, other: Lookup) -> None:
+        self.start_ns = min(self.start_ns, other.start_ns)
+        self.later_end_ns = max(self.end_ns, other.end_ns)
+        self.end_ns = min(self.end_ns, other.end_ns)
+        self.addresses = tuple(dict.fromkeys((*self.addresses, *other.addresses)))
+        self.keys |= other.keys
+        self.cut = self.cut or other.cut
+        self.hint_family = 0
 
 
 Match = Literal["thread", "process", "host"]
@@ -192,6 +222,11 @@ class LookupTable:
         lookup.addresses, lookup.keys = pool.one(lookup.addresses), pool.one(lookup.keys)
         key = (event.task.pid, event.task.start_ns)
         process = self._processes.get(key)
+        if process is not None and lookup.keys and lookup.hint_family:
+            for twin in itertools.islice(reversed(process.lookups), TWINS_AMONG):
+                if twin.is_twin(lookup) and twin.keys:
+                    twin._add_twin(lookup)
+                    return twin
         if process is None:
             process = self._processes[key] = _Process()
         else:
@@ -213,6 +248,17 @@ class LookupTable:
             self._count -= len(oldest.lookups)
             self._evicted_ns = max(self._evicted_ns, *(x.end_ns for x in oldest.lookups))
         return lookup
+
+    def has_twin(self, lookup: Lookup) -> bool:
+        """Whether the same name's other family, asked for at the same time, was found."""
+        process = self._processes.get((lookup.task.pid, lookup.task.start_ns))
+        if process is None or not lookup.hint_family:
+            return False
+        return any(
+            x.keys and (x.is_twin(lookup) or (not x.hint_family and x.later_end_ns))
+            for x in itertools.islice(reversed(process.lookups), TWINS_AMONG)
+            if x.folded == lookup.folded
+        )
 
     def forget(self, pid: int, start_ns: int) -> None:
         """Drop what a process asked for."""
@@ -438,6 +484,7 @@ def make_lookup(event: LookupEvent) -> Lookup:
         task=event.task,
         name=name,
         folded=fold(name),
+        hint_family=event.hint_family,
         start_ns=event.start_ns,
         end_ns=event.end_ns,
         ret=event.ret,

@@ -98,6 +98,7 @@ def lookup(
     tid: int | None = None,
     start_ns: int = START_NS,
     hints: int = 0,
+    hint_family: int = 0,
     service: bytes = b"",
     flags: int = 0,
 ) -> LookupEvent:
@@ -108,9 +109,9 @@ def lookup(
         answers.append(Answer(family, port, int(scope or 0), packed))
     task = Task(START_NS, 9, 7, 8, pid, tid or pid, 1, 1000, 4026531840, b"client")
     return LookupEvent(
-        task._replace(start_ns=start_ns), at(begin), at(begin + 5 if end is None else end), ret, 0,
-        hints, len(answers), flags, name.encode() if isinstance(name, str) else name, service,
-        tuple(answers),
+        task._replace(start_ns=start_ns), at(begin), at(begin + 5 if end is None else end), ret,
+        hint_family, hints, len(answers), flags,
+        name.encode() if isinstance(name, str) else name, service, tuple(answers),
     )  # fmt: skip
 
 

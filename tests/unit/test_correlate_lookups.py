@@ -73,6 +73,53 @@ def test_without_the_probes_nobody_knows_whether_there_was_a_lookup() -> None:
     assert record.dns_disp is None
 
 
+# -- both families by a call each --------------------------------------------------------------
+
+V4_ONLY, V6_ONLY = 2, 10
+NODATA = -5
+
+
+def test_calls_for_both_families_are_one_lookup(world: World) -> None:
+    world.feed(lookup(1, "one.example", A, end=20, tid=5002, hint_family=V4_ONLY))
+    world.feed(lookup(0, "one.example", V6, end=30, tid=5001, hint_family=V6_ONLY))
+    record = only(world.feed(conn(40, A, end=90)))
+    assert (record.host, record.dns, record.dns_us) == ("one.example", (A, V6), 30_000)
+    assert record.dns_age_us == 10_000
+    # one that did not wait for the other family
+    early = only(world.feed(conn(25, A, end=90)))
+    assert (early.dns_us, early.dns_age_us) == (20_000, 5_000)
+
+
+def test_attempts_at_addresses_of_both_calls_are_one_record(world: World) -> None:
+    world.feed(lookup(0, "one.example", V6, tid=5001, hint_family=V6_ONLY))
+    world.feed(lookup(0, "one.example", A, tid=5002, hint_family=V4_ONLY))
+    assert world.feed(conn(10, V6, took=None, end=11, err=111)) == []
+    record = only(world.feed(conn(12, A, end=90)))
+    assert [attempt.result for attempt in record.attempts] == ["refused", "ok"]
+
+
+@pytest.mark.parametrize("first", ["found", "missing"])
+def test_a_family_that_a_name_has_not_is_no_failure(world: World, first: str) -> None:
+    found = lookup(0, "one.example", A, end=20, tid=5001, hint_family=V4_ONLY)
+    missing = lookup(1, "one.example", end=21, ret=NODATA, tid=5002, hint_family=V6_ONLY)
+    world.feed(*((found, missing) if first == "found" else (missing, found)))
+    assert world.snapshot(5_000) == []
+
+
+def test_a_name_that_neither_family_has_fails_once(world: World) -> None:
+    asked = ((5001, V4_ONLY, 21), (5002, V6_ONLY, 22))
+    for tid, family, end in asked:
+        world.feed(lookup(0, "none.example", end=end, ret=NODATA, tid=tid, hint_family=family))
+    record = only(world.snapshot(5_000))
+    assert (record.host, record.error, record.dns_us) == ("none.example", "EAI_NODATA", 22_000)
+
+
+def test_a_family_asked_for_later_is_a_lookup_of_its_own(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, hint_family=V4_ONLY))
+    world.feed(lookup(1_000, "one.example", end=1_020, ret=NODATA, hint_family=V6_ONLY, tid=9))
+    assert only(world.snapshot(5_000)).error == "EAI_NODATA"
+
+
 # -- several names with one address ------------------------------------------------------------
 
 

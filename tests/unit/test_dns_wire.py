@@ -282,6 +282,14 @@ def test_a_family_that_was_never_answered_does_not_lengthen_the_next_lookup():
     assert only(world.feed(ended(conn(3_050, A), 3_100))).dns_us == 40_000
 
 
+def test_a_family_without_addresses_is_part_of_its_own_lookup_alone():
+    world = World()
+    for ms in (0, 1_300):
+        world.feed(*exchange("one.example", "A", A, asked=ms, answered=ms + 40, sk=1))
+        world.feed(*exchange("one.example", "AAAA", asked=ms, answered=ms + 41, sk=2))
+    assert only(world.feed(ended(conn(1_345, A), 1_400))).dns_us == 41_000
+
+
 def test_a_longer_name_that_fails_after_the_shorter_one_was_found_is_no_try_of_it():
     world = World()
     world.feed(*exchange("one.example", "A", A, asked=0, answered=20))
