@@ -14,6 +14,7 @@ from monitor.api.metrics import CONTENT_TYPE
 from monitor.api.parameters import (
     Filters,
     ParameterError,
+    cursor,
     duration_ns,
     flag,
     limit,
@@ -35,7 +36,6 @@ _PID_MOST: Final = 0x7FFF_FFFF
 _PERCENT: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?", re.ASCII)
 _DEEP_MOST_S: Final = 3600
 _DEEP_PERCENT: Final = 25
-_CURSOR: Final = re.compile(r"[0-9A-Za-z_.:-]{1,80}", re.ASCII)
 _BY: Final = ("process", "comm", "unit", "container", "uid", "host")
 _SORT: Final = (
     "opened", "failed", "open", "bytes", "dns_us", "sockconn_us", "tls_us", "txn_resp_us",
@@ -189,9 +189,7 @@ class Routes:
             for name in ("since", "until")
         )
         most = limit(given, _RECORDS_DEFAULT, _RECORDS_MOST) or _RECORDS_MOST
-        before = given.get("before")
-        if before is not None and not _CURSOR.fullmatch(before):
-            raise ParameterError("before must be what an earlier answer gave as next")
+        before = cursor(given, "before")
         oldest_first = _choice(given, "order", ("newest", "oldest")) == "oldest"
 
         def find() -> Answer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from monitor.api.access import Asker
 from monitor.api.answer import Answer, Later, Stream
 from monitor.api.parameters import (
     ParameterError,
+    cursor,
     duration_ns,
     moment_ns,
     parse_filters,
@@ -18,6 +21,7 @@ from monitor.api.parameters import (
 )
 from monitor.api.routes import Routes
 
+ROOT = Asker(0, sees_all=True)
 NOW = 1_800_000_000 * 10**9
 
 
@@ -52,6 +56,21 @@ def test_moments():
 def test_what_is_refused(query):
     with pytest.raises(ParameterError):
         parse_filters(parse_query(query))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "zzz", "1_0", "+1", "-1", " 1", "1.0", "٣", "9223372036854775808", "1" * 20]
+)
+def test_what_is_no_cursor(text):
+    reply = Routes(Nothing()).reply("GET", f"/v1/records?{urlencode({'before': text})}", ROOT)
+    assert reply.status == 400
+    assert b"before must be what an earlier answer gave as next" in reply.body
+
+
+@pytest.mark.parametrize("text", ["0", "10", "9223372036854775807"])
+def test_a_cursor_is_handed_on(text):
+    assert cursor({"before": text}, "before") == text
+    assert cursor({}, "before") is None
 
 
 def test_filters_choose_records():
