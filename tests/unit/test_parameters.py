@@ -109,7 +109,10 @@ def test_any_target_gets_an_answer(path, query, sees_all):
 def test_deep_takes_a_process_a_time_and_a_bound(target):
     reply = Routes(Nothing()).reply("POST", f"/v1/deep/{target}", Asker(0, sees_all=True))
     assert reply.status in (400, 404)
-    assert Routes(Nothing()).reply("GET", "/v1/deep/1", Asker(0, sees_all=True)).status == 405
+    for method in ("GET", "HEAD"):
+        refusal = Routes(Nothing()).reply(method, "/v1/deep/1", ROOT)
+        assert refusal.status == 405
+        assert refusal.headers == (("Allow", "POST"),)
 
 
 def test_the_metrics_port_has_metrics_alone():
@@ -119,3 +122,33 @@ def test_the_metrics_port_has_metrics_alone():
     assert routes.reply("GET", "/metrics", asker).status == 200
     assert routes.reply("GET", "/metrics", Asker(1, sees_all=False)).status == 403
     assert routes.reply("POST", "/metrics", asker).status == 405
+
+
+class Remembers:
+    """A source that has one record in memory, another on the disk."""
+
+    def record(self, identifier, uid_only, *, history):
+        return {"00000000-1": b"memory", "00000000-2": b"disk" if history else None}.get(identifier)
+
+    def take(self, cookie, uid_only, *, history):
+        return self.record(f"00000000-{cookie}", uid_only, history=history)
+
+
+@pytest.mark.parametrize("target", ["/v1/records/00000000-%d", "/v1/take/%d"])
+def test_what_is_in_memory_waits_for_no_disk(target):
+    routes = Routes(Remembers())
+    quick = routes.reply("GET", target % 1, ROOT)
+    assert not quick.slow
+    assert quick.find().body == b'{"v":1,"record":memory}\n'
+    for number, status in ((2, 200), (3, 404)):
+        first = routes.reply("HEAD", target % number, ROOT)
+        assert not first.slow
+        then = first.find()
+        assert then.slow
+        assert then.find().status == status
+
+
+def test_other_methods_are_told_which_there_are():
+    refusal = Routes(Nothing()).reply("DELETE", "/v1/doctor", ROOT)
+    assert refusal.status == 405
+    assert refusal.headers == (("Allow", "GET, HEAD"),)
