@@ -40,6 +40,7 @@ _REQUEST_S: Final = 10.0  # for a request to arrive whole
 _IDLE_S: Final = 60.0  # between requests
 _STALL_S: Final = 20.0  # without taking a byte of its answer
 _LINGER_S: Final = 1.0  # for a refused client to read why
+_TURNED_AWAY: Final = 16  # who may linger so at one time, besides the clients
 _HEARTBEAT_S: Final = 15.0
 _TICK_S: Final = 1.0
 _CLOSE_S: Final = 1.0
@@ -87,6 +88,7 @@ class Server:
         self._clients: dict[int, Client] = {}
         self._ready: dict[Client, None] = {}
         """Whose turn ended before they were done, and who wait for no event."""
+        self._turned_away: deque[tuple[float, socket.socket]] = deque()
         self._slots = Slots(limits.max_clients)
         self._rates = Rates(limits.rate)
         self._streams = 0
@@ -197,6 +199,8 @@ class Server:
         for client in list(self._clients.values()):
             self._guard(client, self._turn)
             self._close(client)
+        for _, sock in self._turned_away:
+            sock.close()
         self._selector.close()
 
     def _guard(
@@ -264,12 +268,15 @@ class Server:
         self._watch(client)
 
     def _turn_away(self, client: Client) -> None:
-        # the sentence fits in any socket's buffer, so nothing is kept of this client
         self.refused += 1
-        refusal = error(503, "too many clients are connected", ("Retry-After", "1"))
+        headers = (("Retry-After", "1"), ("Connection", "close"))
+        refusal = error(503, "too many clients are connected", *headers)
         with contextlib.suppress(OSError, h11.ProtocolError):
-            client.sock.send(whole(client.http, refusal))
-        client.sock.close()
+            client.sock.send(whole(client.http, refusal))  # which fits in any socket's buffer
+        # closed at once, it would get EPIPE for its question and never read the answer
+        self._turned_away.append((time.monotonic() + _LINGER_S, client.sock))
+        if len(self._turned_away) > _TURNED_AWAY:
+            self._turned_away.popleft()[1].close()
 
     def _on_client(self, client: Client, events: int) -> None:
         if events & selectors.EVENT_READ:
@@ -499,6 +506,8 @@ class Server:
         client.watched = events
 
     def _tick(self, now: float) -> None:
+        while self._turned_away and self._turned_away[0][0] <= now:
+            self._turned_away.popleft()[1].close()
         for client in list(self._clients.values()):
             self._guard(client, self._look_after, now)
 

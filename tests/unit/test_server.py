@@ -154,6 +154,7 @@ def begin(tmp_path, monkeypatch):
     askers = deque()
     monkeypatch.setattr(server, "who_asks", lambda sock, group: askers.popleft())
     monkeypatch.setattr(server, "_TICK_S", 0.02)
+    monkeypatch.setattr(server, "_LINGER_S", 0.02)
     with contextlib.ExitStack() as stack:
 
         def begin(**options):
@@ -454,6 +455,16 @@ def test_two_users_leave_room_for_root(begin):
     assert [root.get("/hello")[0] for root in roots] == [200] * 3
     assert refused(service.connect())
     assert service.server.open_clients == 16
+
+
+def test_who_is_turned_away_can_still_ask_and_is_told_why(begin, monkeypatch):
+    monkeypatch.setattr(server, "_LINGER_S", WAIT_S)
+    service = begin(limits=Limits(max_clients=1))
+    service.connect(ALICE)
+    peers = [service.connect(ALICE) for _ in range(20)]
+    until(lambda: service.server.refused == 20)
+    assert {peer.get("/hello")[0] for peer in peers[-16:]} == {503}
+    assert peers[0].ended()  # so many linger, and no more
 
 
 def test_the_longest_idle_makes_room(begin, monkeypatch):
