@@ -141,9 +141,9 @@ class View:
                         if most is not None and total > most:
                             continue
                     lines.append(_open_row(record, tcp_state, older))
-            if lines:
-                yield separator + b",".join(lines)
-                separator = b","
+            # without lines, too: the server gives others their turn between
+            yield separator + b",".join(lines) if lines else b""
+            separator = b"," if lines else separator
         yield b'],"total":%d}\n' % total
 
     # -- records ------------------------------------------------------------------------------
@@ -199,37 +199,37 @@ class View:
             wanted.reverse()
         return _record_pieces("memory", [self.keep.render(r) for r in wanted[:most]], None)
 
-    def record(self, identifier: str, uid_only: int | None) -> bytes | None:
+    def record(self, identifier: str, uid_only: int | None, *, history: bool) -> bytes | None:
         """See :class:`monitor.api.routes.Source`."""
         kind, number = identifier[9:10], identifier[9:]
         if identifier.startswith(f"{self._boot}-") and kind not in ("t", "n"):
             try:
-                return self._by_cookie(int(number, 16), uid_only)
+                return self._by_cookie(int(number, 16), uid_only, history)
             except ValueError:
                 return None
+        if history:
+            return self._from_history(identifier, uid_only)
         with self.lock:
             self.catch_up()
             record = self.keep.recent.get(identifier)
-        if record is not None:
-            return self._shown(record, uid_only)
-        return self._from_history(identifier, uid_only)
+        return self._shown(record, uid_only) if record is not None else None
 
-    def take(self, cookie: int, uid_only: int | None) -> bytes | None:
+    def take(self, cookie: int, uid_only: int | None, *, history: bool) -> bytes | None:
         """See :class:`monitor.api.routes.Source`."""
         if not 0 < cookie < 1 << 64:
             return None
-        return self._by_cookie(cookie, uid_only)
+        return self._by_cookie(cookie, uid_only, history)
 
-    def _by_cookie(self, cookie: int, uid_only: int | None) -> bytes | None:
+    def _by_cookie(self, cookie: int, uid_only: int | None, history: bool) -> bytes | None:
         identifier = f"{self._boot}-{cookie:x}"
+        if history:
+            return self._from_history(identifier, uid_only)
         with self.lock:
             self.catch_up()
             record = self.keep.recent.get(identifier)
             if record is None:
                 record = self._open.by_cookie(cookie)
-        if record is not None:
-            return self._shown(record, uid_only)
-        return self._from_history(identifier, uid_only)
+        return self._shown(record, uid_only) if record is not None else None
 
     def _shown(self, record: Record, uid_only: int | None) -> bytes | None:
         if uid_only is not None and record.uid != uid_only:

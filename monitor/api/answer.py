@@ -44,6 +44,9 @@ class Feed:
         """Nobody reads it any more."""
         self.ended = False
         self._lines: deque[bytes] = deque()
+        # one is written by the maker's thread alone, the other by the server's
+        self._put_bytes = 0
+        self._taken_bytes = 0
         self._wake: Callable[[], None] | None = None
 
     @property
@@ -51,9 +54,15 @@ class Feed:
         """Lines not yet taken."""
         return len(self._lines)
 
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes not yet taken."""
+        return self._put_bytes - self._taken_bytes
+
     def put(self, line: bytes) -> None:
         """Add a line, its newline included."""
         if not self.closed:
+            self._put_bytes += len(line)
             self._lines.append(line)
             self._notify()
 
@@ -67,9 +76,13 @@ class Feed:
         self._wake = wake
         self._notify()
 
-    def take(self) -> list[bytes]:
-        """From the server: the lines that have come."""
-        return [self._lines.popleft() for _ in range(len(self._lines))]
+    def take(self) -> bytes | None:
+        """From the server: the next line that has come; None: there is none yet."""
+        if not self._lines:
+            return None
+        line = self._lines.popleft()
+        self._taken_bytes += len(line)
+        return line
 
     def close(self) -> None:
         """From the server: its reader has gone."""
@@ -83,9 +96,14 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """An answer that takes long to find: the server finds it beside other requests."""
+    """An answer that takes long to find: the server finds it beside other requests.
 
-    find: Callable[[], Answer | Feed]
+    ``slow``: it may take a disk's time, and waits for others of its kind. What is not in memory
+    after all is looked for by the one that ``find`` returns.
+    """
+
+    find: Callable[[], Answer | Feed | Later]
+    slow: bool = False
 
 
 Reply = Answer | Stream | Later

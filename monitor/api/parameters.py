@@ -14,6 +14,7 @@ __all__ = [
     "FILTER_NAMES",
     "Filters",
     "ParameterError",
+    "cursor",
     "duration_ns",
     "flag",
     "limit",
@@ -35,6 +36,7 @@ _UNITS_NS: Final = {
     "w": 604_800_000_000_000,
 }
 _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([a-z]{0,2})", re.ASCII)
+_CURSOR: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
 _LONGEST_NS: Final = 100 * 365 * _UNITS_NS["d"]
 
 FILTER_NAMES: Final = ("pid", "comm", "unit", "container", "uid", "host", "failed", "slow")
@@ -201,6 +203,18 @@ def limit(given: Mapping[str, str], default: int | None, most: int) -> int | Non
     if number is None:
         return default
     return min(number, most) if number else most
+
+
+def cursor(given: Mapping[str, str], name: str) -> str | None:
+    """Read where a page begins, as the answer before said in ``next``; None: at the beginning.
+
+    Raises:
+        ParameterError: no answer said that.
+    """
+    text = given.get(name)
+    if text is not None and (_CURSOR.fullmatch(text) is None or int(text) >= 1 << 63):
+        raise ParameterError(f"{name} must be what an earlier answer gave as next")
+    return text
 
 
 def flag(given: Mapping[str, str], name: str) -> bool:

@@ -14,6 +14,7 @@ from monitor.api.metrics import CONTENT_TYPE
 from monitor.api.parameters import (
     Filters,
     ParameterError,
+    cursor,
     duration_ns,
     flag,
     limit,
@@ -35,7 +36,6 @@ _PID_MOST: Final = 0x7FFF_FFFF
 _PERCENT: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?", re.ASCII)
 _DEEP_MOST_S: Final = 3600
 _DEEP_PERCENT: Final = 25
-_CURSOR: Final = re.compile(r"[0-9A-Za-z_.:-]{1,80}", re.ASCII)
 _BY: Final = ("process", "comm", "unit", "container", "uid", "host")
 _SORT: Final = (
     "opened", "failed", "open", "bytes", "dns_us", "sockconn_us", "tls_us", "txn_resp_us",
@@ -71,11 +71,19 @@ class Source(Protocol):
             MonitorError: the history cannot be read.
         """
 
-    def record(self, identifier: str, uid_only: int | None) -> bytes | None:
-        """One record's JSON."""
+    def record(self, identifier: str, uid_only: int | None, *, history: bool) -> bytes | None:
+        """One record's JSON.
 
-    def take(self, cookie: int, uid_only: int | None) -> bytes | None:
-        """The record of a socket, as JSON; once taken it may be forgotten."""
+        Args:
+            history: look on the disk, which may take long; else in memory.
+        """
+
+    def take(self, cookie: int, uid_only: int | None, *, history: bool) -> bytes | None:
+        """The record of a socket, as JSON; once taken it may be forgotten.
+
+        Args:
+            history: as of :meth:`record`.
+        """
 
     def doctor(self, *, sees_all: bool) -> dict[str, Any]:
         """How the daemon does, as JSON types."""
@@ -116,7 +124,8 @@ class Routes:
         """Find the answer to a request.
 
         Args:
-            method: GET, or it is refused.
+            method: GET, or HEAD, whose answer's body is left out by who sends it; or POST where
+                something begins.
             target: path and query, as they came.
             asker: who asks.
         """
@@ -126,9 +135,9 @@ class Routes:
         if asker.metrics_only and path != "/metrics":
             return error(404, "this port has /metrics alone")
         deep = path.startswith("/v1/deep/")
-        if method != ("POST" if deep else "GET"):
-            allowed = "POST" if deep else "GET"
-            return error(405, f"only {allowed} is answered here", ("Allow", allowed))
+        allowed = "POST" if deep else "GET, HEAD"
+        if method not in allowed.split(", "):
+            return error(405, f"this can be asked with {allowed} alone", ("Allow", allowed))
         try:
             if deep:
                 return self._deep(path.removeprefix("/v1/deep/"), parse_query(query), asker)
@@ -189,9 +198,7 @@ class Routes:
             for name in ("since", "until")
         )
         most = limit(given, _RECORDS_DEFAULT, _RECORDS_MOST) or _RECORDS_MOST
-        before = given.get("before")
-        if before is not None and not _CURSOR.fullmatch(before):
-            raise ParameterError("before must be what an earlier answer gave as next")
+        before = cursor(given, "before")
         oldest_first = _choice(given, "order", ("newest", "oldest")) == "oldest"
 
         def find() -> Answer:
@@ -210,31 +217,23 @@ class Routes:
                 return error(503, str(exc))
             return Answer(200, body)
 
-        return Later(find)
+        return Later(find, slow=True)
 
     def _stream(self, given: dict[str, str], asker: Asker) -> Reply:
         return Stream(self._filters(given, asker, "live"), flag(given, "live"))
 
     def _record(self, identifier: str, asker: Asker) -> Reply:
-        def find() -> Answer:
-            try:
-                body = self._source.record(identifier, asker.uid_only)
-            except MonitorError as exc:
-                return error(503, str(exc))
-            # that of another user is not told from one that never was
-            return _one(body) if body else error(404, "no record has this id, or none you may see")
-
-        return Later(find)
+        # that of another user is not told from one that never was
+        return _one_record(
+            lambda history: self._source.record(identifier, asker.uid_only, history=history),
+            "no record has this id, or none you may see",
+        )
 
     def _take(self, cookie: int, asker: Asker) -> Reply:
-        def find() -> Answer:
-            try:
-                body = self._source.take(cookie, asker.uid_only)
-            except MonitorError as exc:
-                return error(503, str(exc))
-            return _one(body) if body else error(404, "no socket of yours has this cookie")
-
-        return Later(find)
+        return _one_record(
+            lambda history: self._source.take(cookie, asker.uid_only, history=history),
+            "no socket of yours has this cookie",
+        )
 
     def _deep(self, name: str, given: dict[str, str], asker: Asker) -> Reply:
         if not _PID.fullmatch(name) or not 0 < int(name) <= _PID_MOST:
@@ -263,7 +262,7 @@ class Routes:
             except MonitorError as exc:
                 return error(422, str(exc))
 
-        return Later(find)
+        return Later(find, slow=True)
 
     def _doctor(self, given: dict[str, str], asker: Asker) -> Reply:
         _nothing(given)
@@ -282,6 +281,28 @@ class Routes:
 @cache
 def _openapi_text() -> bytes:
     return resources.files("monitor.api").joinpath("openapi.json").read_bytes()
+
+
+def _one_record(look: Callable[[bool], bytes | None], missing: str) -> Later:
+    """Look in memory, and where it is not there on the disk.
+
+    Args:
+        look: returns a record's JSON; its argument is whether to look on the disk.
+        missing: the sentence where it is in neither.
+    """
+
+    def in_memory() -> Answer | Later:
+        body = look(False)
+        return _one(body) if body else Later(on_disk, slow=True)
+
+    def on_disk() -> Answer:
+        try:
+            body = look(True)
+        except MonitorError as exc:
+            return error(503, str(exc))
+        return _one(body) if body else error(404, missing)
+
+    return Later(in_memory)
 
 
 def _one(body: bytes) -> Answer:

@@ -1,8 +1,9 @@
 """The query socket's server: one thread, many clients, h11 for the protocol.
 
-Nothing that a client does can hold up the daemon or another client: each has a bounded buffer
-and deadlines, each uid a rate and a share of the clients. What takes long is found in a second
-thread. The daemon's loop only ever appends to a queue.
+Nothing that a client does can hold up the daemon or another client: each has a bounded buffer,
+deadlines, and turns that end after so many bytes or so much time; each uid a rate and a share of
+the clients. What takes long is found in other threads. The daemon's loop only ever appends to a
+queue.
 """
 
 from __future__ import annotations
@@ -14,54 +15,41 @@ import selectors
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Concatenate, Final, ParamSpec, Protocol
 
 import h11
 
 from conmon.record import Record
 from monitor.api.access import Asker, who_asks
-from monitor.api.answer import NDJSON, Answer, Feed, Later, Reply, Stream, error
-from monitor.api.client import Client, head_and_body, response, send
+from monitor.api.answer import Answer, Feed, Later, Reply, Stream, error
+from monitor.api.client import Client, whole
+from monitor.api.finder import Finder
+from monitor.api.limits import Limits, Rates, Slots
 from monitor.api.listen import listen_tcp, listen_unix
 
 __all__ = ["Limits", "Server"]
 
 _READ_BYTES: Final = 16 << 10
-_BUFFER_BYTES: Final = 256 << 10  # a long answer is made piece by piece below this
+_TURN_BYTES: Final = 256 << 10  # sent to one client before the others have their turn
+_TURN_S: Final = 0.01  # likewise, of finding answers and making their pieces
 _STREAM_BUFFER_BYTES: Final = 1 << 20  # a stream's reader who lets so much wait has stalled
 _PENDING_RECORDS: Final = 16_384  # on their way from the daemon to the streams
 _REQUEST_S: Final = 10.0  # for a request to arrive whole
 _IDLE_S: Final = 60.0  # between requests
 _STALL_S: Final = 20.0  # without taking a byte of its answer
 _LINGER_S: Final = 1.0  # for a refused client to read why
+_TURNED_AWAY: Final = 16  # who may linger so at one time, besides the clients
 _HEARTBEAT_S: Final = 15.0
 _TICK_S: Final = 1.0
-_UIDS: Final = 1024
+_CLOSE_S: Final = 1.0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What clients may take.
-
-    ``rate``: requests a second of one uid; twice that at once. ``max_clients``: connected at one
-    time; one uid other than root has half of them at most.
-    """
-
-    max_clients: int = 64
-    rate: float = 200.0
+_Given = ParamSpec("_Given")
 
 
 class _Routes(Protocol):
     def reply(self, method: str, target: str, asker: Asker) -> Reply: ...
-
-
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    at: float
 
 
 class Server:
@@ -98,14 +86,18 @@ class Server:
         self._group = group
         self._say = say
         self._clients: dict[int, Client] = {}
-        self._by_uid: Counter[int | None] = Counter()
-        self._buckets: dict[int | None, _Bucket] = {}
+        self._ready: dict[Client, None] = {}
+        """Whose turn ended before they were done, and who wait for no event."""
+        self._turned_away: deque[tuple[float, socket.socket]] = deque()
+        self._slots = Slots(limits.max_clients)
+        self._rates = Rates(limits.rate)
         self._streams = 0
         self._live_streams = 0
         self._published: deque[Record] = deque(maxlen=_PENDING_RECORDS)
         self._skipped = 0
         self._found: queue.SimpleQueue[tuple[Client, Answer | Feed]] = queue.SimpleQueue()
-        self._work: queue.SimpleQueue[tuple[Client, Later] | None] = queue.SimpleQueue()
+        self._finder = Finder(limits.max_slow, self._take_found, self._failed)
+        self._faults: set[tuple[str, str, int]] = set()
         self._ending = False
         self._listeners = [listen_unix(path)]
         self._inode = os.stat(path).st_ino
@@ -117,7 +109,7 @@ class Server:
             raise
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
-        self._threads: list[threading.Thread] = []
+        self._thread = threading.Thread(target=self._serve, name="query-socket", daemon=True)
 
     # -- from the daemon's thread -------------------------------------------------------------
 
@@ -126,10 +118,7 @@ class Server:
         for listener in self._listeners:
             self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        for name, target in (("query-socket", self._serve), ("query-finder", self._find)):
-            thread = threading.Thread(target=target, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._thread.start()
 
     @property
     def open_clients(self) -> int:
@@ -160,14 +149,16 @@ class Server:
     def close(self) -> None:
         """Stop answering, at most a second from now, and remove the socket."""
         self._ending = True
-        self._work.put(None)
+        self._finder.close()
         self._wake_up()
-        for thread in self._threads:
-            thread.join(timeout=1.0)
+        until = time.monotonic() + _CLOSE_S
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_S)
+        found_all = self._finder.join(until)
         self._remove_socket()
         for listener in self._listeners:
             listener.close()
-        if not any(thread.is_alive() for thread in self._threads):
+        if found_all and not self._thread.is_alive():
             os.close(self._wake)
 
     def _wake_up(self) -> None:
@@ -186,40 +177,69 @@ class Server:
         next_tick = time.monotonic() + _TICK_S
         while not self._ending:
             try:
-                for key, events in self._selector.select(max(0.0, next_tick - time.monotonic())):
+                wait_s = 0.0 if self._ready else max(0.0, next_tick - time.monotonic())
+                for key, events in self._selector.select(wait_s):
                     if key.data is not None:
-                        self._on_client(key.data, events)
+                        self._guard(key.data, self._on_client, events)
                     elif key.fd == self._wake:
                         os.eventfd_read(self._wake)
                         self._hand_out()
                     else:
                         self._accept(key.fileobj)  # type: ignore[arg-type]
+                ready, self._ready = self._ready, {}
+                for client in ready:
+                    self._guard(client, self._turn)
                 now = time.monotonic()
                 if now >= next_tick:
                     next_tick = now + _TICK_S
                     self._tick(now)
-            except Exception as exc:  # noqa: BLE001 - one client's fault must not end all answers
-                self._say(f"the query socket: {type(exc).__name__}: {exc}")
+            except Exception as exc:  # noqa: BLE001 - no client's fault, and answers must go on
+                self._note(exc)
                 time.sleep(0.05)
         for client in list(self._clients.values()):
-            self._write(client)
+            self._guard(client, self._turn)
             self._close(client)
+        for _, sock in self._turned_away:
+            sock.close()
         self._selector.close()
 
-    def _find(self) -> None:
-        while (item := self._work.get()) is not None:
-            client, later = item
-            answer: Answer | Feed
-            try:
-                answer = later.find()
-            except Exception as exc:  # noqa: BLE001 - see _serve
-                answer = self._failed(exc)
-            self._found.put((client, answer))
-            self._wake_up()
+    def _guard(
+        self,
+        client: Client,
+        step: Callable[Concatenate[Client, _Given], None],
+        *given: _Given.args,
+        **named: _Given.kwargs,
+    ) -> None:
+        """Take a step for a client. What goes wrong in it ends this client and nothing else."""
+        if client.gone:
+            return
+        try:
+            step(client, *given, **named)
+            self._watch(client)
+        except Exception as exc:  # noqa: BLE001 - see above
+            self._note(exc)
+            self.cut_off += 1
+            self._close(client)
+
+    def _note(self, exc: Exception) -> None:
+        """Say what went wrong, once for each place: whoever can cause it can do so for ever."""
+        trace = exc.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        file = os.path.basename(trace.tb_frame.f_code.co_filename) if trace is not None else ""
+        line = trace.tb_lineno if trace is not None else 0
+        fault = (type(exc).__name__, file, line)
+        if fault not in self._faults:
+            self._faults.add(fault)
+            self._say(f"the query socket: {fault[0]}: {exc} ({file}, line {line}; said once)")
 
     def _failed(self, exc: Exception) -> Answer:
-        self._say(f"the query socket: {type(exc).__name__}: {exc}")
+        self._note(exc)
         return error(500, "the daemon could not find the answer; its log says why")
+
+    def _take_found(self, client: Client, answer: Answer | Feed) -> None:
+        self._found.put((client, answer))
+        self._wake_up()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -236,28 +256,32 @@ class Server:
         except OSError:
             sock.close()
             return
-        client = Client(sock, asker, now + _REQUEST_S)
-        most = self.limits.max_clients
-        share = most if asker.uid == 0 else max(1, most // 2)
-        full = len(self._clients) >= most or self._by_uid[asker.uid] >= share
-        if full:
-            # the sentence fits in any socket's buffer, so nothing is kept of this client
-            self.refused += 1
-            refusal = error(503, "too many clients are connected", ("Retry-After", "1"))
-            with contextlib.suppress(OSError, h11.ProtocolError):
-                sock.send(head_and_body(client.http, refusal))
-            sock.close()
-            return
+        client = Client(sock, asker, now + _REQUEST_S, now)
+        if not self._slots.free(asker.uid):
+            idlest = self._slots.idlest(asker.uid, self._clients.values(), now)
+            if idlest is None:
+                self._turn_away(client)
+                return
+            self._close(idlest)
         self._clients[sock.fileno()] = client
-        self._by_uid[asker.uid] += 1
+        self._slots.enter(asker.uid)
         self._watch(client)
+
+    def _turn_away(self, client: Client) -> None:
+        self.refused += 1
+        headers = (("Retry-After", "1"), ("Connection", "close"))
+        refusal = error(503, "too many clients are connected", *headers)
+        with contextlib.suppress(OSError, h11.ProtocolError):
+            client.sock.send(whole(client.http, refusal))  # which fits in any socket's buffer
+        # closed at once, it would get EPIPE for its question and never read the answer
+        self._turned_away.append((time.monotonic() + _LINGER_S, client.sock))
+        if len(self._turned_away) > _TURNED_AWAY:
+            self._turned_away.popleft()[1].close()
 
     def _on_client(self, client: Client, events: int) -> None:
         if events & selectors.EVENT_READ:
             self._read(client)
-        if events & selectors.EVENT_WRITE and not client.gone:
-            self._write(client)
-            self._watch(client)
+        self._turn(client)
 
     def _read(self, client: Client) -> None:
         try:
@@ -269,213 +293,181 @@ class Server:
             return
         if not data:
             client.ended = True
+            if client.hung_up:
+                self._close(client)
+                return
         if client.stream is not None or client.feed is not None or client.closing:
             # more requests on a stream are not read; the end of it is what counts
             if not data and not client.out:
                 self._close(client)
-            self._watch(client)
-            return
-        try:
+        else:
             client.http.receive_data(data)
-            if client.busy or client.body is not None:
-                if len(client.http.trailing_data[0]) > _READ_BYTES:
-                    self._close(client)  # asks on and on without reading
-            else:
-                self._advance(client)
+
+    def _turn(self, client: Client) -> None:
+        """Send, make pieces and take in requests for a client, as long as is fair to others."""
+        until = time.monotonic() + _TURN_S
+        room = _TURN_BYTES
+        while not client.gone:
+            if client.out:
+                sent = self._send(client, room)
+                room -= sent
+                if not sent or room <= 0:
+                    return  # goes on when the socket can be written to
+            elif client.closing:
+                self._close(client)
+            elif client.body is not None:
+                self._make_piece(client)
+            elif client.feed is not None:
+                if not self._take_line(client, client.feed):
+                    return
+            elif client.stream is not None or client.busy or not self._take_in(client):
+                return
+            if time.monotonic() >= until:
+                if not client.out and not client.gone:
+                    self._ready[client] = None
+                return
+
+    def _send(self, client: Client, most: int) -> int:
+        try:
+            sent = client.send(most)
+        except BlockingIOError:
+            feed = client.feed
+            if feed is not None and feed.unread_bytes > _STREAM_BUFFER_BYTES:
+                self.cut_off += 1
+                self._close(client)
+            return 0
+        except OSError:
+            self._close(client)
+            return 0
+        now = time.monotonic()
+        client.deadline = now + _STALL_S
+        if not client.answering:
+            client.since = now
+            client.deadline = now + _IDLE_S
+        return sent
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def _take_in(self, client: Client) -> bool:
+        """Answer one request that has arrived whole; False: none has."""
+        try:
+            request = client.next_request()
         except h11.RemoteProtocolError as exc:
             self._refuse(client, exc.error_status_hint, f"not HTTP/1.1 as it should be: {exc}")
-        self._watch(client)
-
-    def _advance(self, client: Client) -> None:
-        """Take in requests as far as they have arrived whole."""
-        while not (
-            client.closing
-            or client.busy
-            or client.body
-            or client.stream
-            or client.feed
-            or client.gone
-        ):
-            event = client.http.next_event()
-            if isinstance(event, h11.ConnectionClosed):
-                if client.out:
-                    client.closing = True
-                else:
-                    self._close(client)
-                return
-            if isinstance(event, h11.Request):
-                self._request(client, event)
-            else:
-                return  # more has to arrive, or this one's answer to go
+            return True
+        if request is None:
+            return False
+        client.deadline = time.monotonic() + _STALL_S
+        if isinstance(request, h11.ConnectionClosed):
+            client.closing = True
+        else:
+            self._request(client, request)
+        return True
 
     def _request(self, client: Client, request: h11.Request) -> None:
         headers = dict(request.headers)
         if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
             self._refuse(client, 413, "a request has no body here")
             return
-        if not self._permitted(client.asker):
-            client.http.next_event()  # EndOfMessage
-            self._answer(client, error(429, "too many requests", ("Retry-After", "1")))
+        client.end_of_request()
+        if not self._rates.permit(client.asker, time.monotonic()):
+            client.answer(error(429, "too many requests", ("Retry-After", "1")))
             return
-        client.http.next_event()
         try:
             reply = self._routes.reply(
                 request.method.decode("ascii"),
                 request.target.decode("ascii", "backslashreplace"),
                 client.asker,
             )
-        except Exception as exc:  # noqa: BLE001 - see _serve
+        except Exception as exc:  # noqa: BLE001 - the daemon's fault, of which its client is told
             reply = self._failed(exc)
         if isinstance(reply, Later):
             client.busy = True
-            client.deadline = time.monotonic() + _STALL_S
-            self._work.put((client, reply))
+            refusal = self._finder.put(client, reply)
+            if refusal is not None:
+                client.busy = False
+                client.answer(refusal)
         elif isinstance(reply, Stream):
             self._begin_stream(client, reply)
         else:
-            self._answer(client, reply)
-
-    def _permitted(self, asker: Asker) -> bool:
-        if asker.uid == 0:
-            return True
-        now = time.monotonic()
-        rate = self.limits.rate
-        bucket = self._buckets.get(asker.uid)
-        if bucket is None:
-            if len(self._buckets) >= _UIDS:
-                self._buckets.clear()
-            bucket = self._buckets[asker.uid] = _Bucket(2 * rate, now)
-        bucket.tokens = min(2 * rate, bucket.tokens + (now - bucket.at) * rate)
-        bucket.at = now
-        if bucket.tokens < 1:
-            return False
-        bucket.tokens -= 1
-        return True
-
-    # -- answers ------------------------------------------------------------------------------
-
-    def _answer(self, client: Client, answer: Answer) -> None:
-        if isinstance(answer.body, bytes):
-            self._put(client, head_and_body(client.http, answer))
-            self._next(client)
-        else:
-            self._put(client, send(client.http, response(answer, chunked=True)))
-            client.body = answer.body
-            self._fill(client)
-        client.deadline = time.monotonic() + _STALL_S
-        self._write(client)
-
-    def _fill(self, client: Client) -> None:
-        """Make the next pieces of a long answer."""
-        while client.body is not None and client.waiting < _BUFFER_BYTES:
-            try:
-                piece = next(client.body, None)
-            except Exception as exc:  # noqa: BLE001 - see _serve
-                self._failed(exc)
-                self._close(client)  # in mid-answer, so that nobody takes it for whole
-                return
-            if piece is None:
-                client.body = None
-                self._put(client, send(client.http, h11.EndOfMessage()))
-                self._next(client)
-            elif piece:
-                self._put(client, send(client.http, h11.Data(data=piece)))
-
-    def _next(self, client: Client) -> None:
-        """An answer is complete: the next request, or the end."""
-        if client.http.our_state is h11.MUST_CLOSE:
-            client.closing = True
-        elif client.http.our_state is h11.DONE and client.http.their_state is h11.DONE:
-            client.http.start_next_cycle()
+            client.answer(reply)
 
     def _refuse(self, client: Client, status: int, sentence: str) -> None:
         """Answer what cannot be read on, and close."""
         client.closing = True
         client.deadline = time.monotonic() + _LINGER_S
-        if client.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            answer = error(status, sentence, ("Connection", "close"))
-            self._put(client, head_and_body(client.http, answer))
-            self._write(client)
-        else:
-            self._close(client)
+        if client.can_be_answered:
+            client.answer(error(status, sentence, ("Connection", "close")))
+
+    # -- answers ------------------------------------------------------------------------------
+
+    def _make_piece(self, client: Client) -> None:
+        try:
+            client.make_piece()
+        except Exception as exc:  # noqa: BLE001 - the daemon's fault
+            self._note(exc)
+            self._close(client)  # in mid-answer, so that nobody takes it for whole
 
     def _begin_stream(self, client: Client, stream: Stream) -> None:
-        answer = Answer(200, b"", NDJSON)
-        self._put(client, send(client.http, response(answer, chunked=True)))
+        if not client.begin_lines():
+            return
         client.stream = stream
         client.said_at = time.monotonic()
         self._streams += 1
         self._live_streams += stream.live
-        self._write(client)
 
-    def _begin_feed(self, client: Client, feed: Feed) -> None:
-        self._put(client, send(client.http, response(Answer(200, b"", NDJSON), chunked=True)))
-        client.feed = feed
-        feed.connect(self._wake_up)
-
-    def _hand_on(self, client: Client, feed: Feed) -> None:
-        """Send the lines of a feed that have come."""
-        ended = feed.ended  # before the lines are taken: what it ended with is among them
-        for line in feed.take():
-            self._put(client, send(client.http, h11.Data(data=line)))
-        if ended:
+    def _take_line(self, client: Client, feed: Feed) -> bool:
+        """Add what a feed has to tell; False: nothing at the moment."""
+        ended = feed.ended  # before a line is taken: what it ended with is among them
+        line = feed.take()
+        if line is not None:
+            client.line(line)
+        elif ended:
             client.feed = None
-            self._put(client, send(client.http, h11.EndOfMessage()))
-            self._next(client)
-        self._write(client)
-        if not client.gone and client.waiting > _STREAM_BUFFER_BYTES:
-            self.cut_off += 1
-            self._close(client)
-        self._watch(client)
+            client.end_lines()
+        else:
+            return False
+        return True
 
     def _hand_out(self) -> None:
         """Send finished answers and new records on their way."""
         while not self._found.empty():
             client, answer = self._found.get()
-            client.busy = False
-            if isinstance(answer, Feed):
-                if client.gone:
-                    answer.close()
-                else:
-                    self._begin_feed(client, answer)
-            elif not client.gone:
-                self._answer(client, answer)
-                try:
-                    self._advance(client)
-                except h11.RemoteProtocolError as exc:
-                    self._refuse(client, exc.error_status_hint, f"not HTTP/1.1: {exc}")
-                self._watch(client)
+            if isinstance(answer, Feed) and client.gone:
+                answer.close()
+            self._guard(client, self._deliver, answer)
         for client in list(self._clients.values()):
             if client.feed is not None:
-                self._hand_on(client, client.feed)
-        if not self._published:
-            return
+                self._guard(client, self._turn)
+        if self._published:
+            self._publish()
+
+    def _deliver(self, client: Client, answer: Answer | Feed) -> None:
+        client.busy = False
+        client.deadline = time.monotonic() + _STALL_S
+        if isinstance(answer, Answer):
+            client.answer(answer)
+        elif client.begin_lines():
+            client.feed = answer
+            answer.connect(self._wake_up)
+        else:
+            answer.close()
+        self._turn(client)
+
+    def _publish(self) -> None:
+        """Send new records to the streams."""
         readers = [client for client in self._clients.values() if client.stream is not None]
-        touched = set()
+        touched: dict[Client, None] = {}
         for _ in range(len(self._published)):
             record = self._published.popleft()
-            line = None
-            for client in readers:
-                stream = client.stream
-                if client.gone or stream is None:
-                    continue
-                if (record.state == "open" and not stream.live) or not stream.filters.match(record):
-                    continue
-                if line is None:
-                    line = self._render(record)
-                self._put(client, send(client.http, h11.Data(data=line)))
-                touched.add(client.sock.fileno())
-                if client.waiting > _STREAM_BUFFER_BYTES:
-                    self._write(client)
-                    if not client.gone and client.waiting > _STREAM_BUFFER_BYTES:
-                        self.cut_off += 1
-                        self._close(client)
-        now = time.monotonic()
-        for client in readers:
-            if not client.gone and client.sock.fileno() in touched:
-                client.said_at = now
-                self._write(client)
-                self._watch(client)
+            wanted = [client for client in readers if _wants(client, record)]
+            if wanted:
+                line = self._render(record)
+                for client in wanted:
+                    touched[client] = None
+                    self._guard(client, self._add_record, line)
+        for client in touched:
+            self._guard(client, self._turn)
         if self._skipped:
             # nobody can tell a reader which records it did not get, so each begins anew
             self._skipped = 0
@@ -484,45 +476,23 @@ class Server:
                     self.cut_off += 1
                     self._close(client)
 
-    # -- bytes --------------------------------------------------------------------------------
-
-    def _put(self, client: Client, data: bytes) -> None:
+    def _add_record(self, client: Client, line: bytes) -> None:
         if not client.out:
-            client.deadline = time.monotonic() + _STALL_S
-        client.out.append(data)
-        client.waiting += len(data)
-
-    def _write(self, client: Client) -> None:
-        while client.out or client.body is not None:
-            if client.waiting < _BUFFER_BYTES:
-                self._fill(client)
-            if not client.out:
-                break
-            piece = client.out[0]
-            try:
-                sent = client.sock.send(piece)
-            except BlockingIOError:
-                return
-            except OSError:
+            client.said_at = time.monotonic()
+            client.deadline = client.said_at + _STALL_S
+        client.line(line)
+        if client.waiting > _STREAM_BUFFER_BYTES:
+            self._turn(client)
+            if not client.gone and client.waiting > _STREAM_BUFFER_BYTES:
+                self.cut_off += 1
                 self._close(client)
-                return
-            client.deadline = time.monotonic() + _STALL_S
-            client.waiting -= sent
-            if sent == len(piece):
-                client.out.popleft()
-            else:
-                client.out[0] = piece[sent:]
-        if client.closing or (client.ended and not client.busy):
-            self._close(client)
-        elif client.stream is None and client.feed is None and not client.busy:
-            client.deadline = time.monotonic() + _IDLE_S
-            if client.http.their_state is h11.IDLE and client.http.trailing_data[0]:
-                self._advance(client)  # a request that came while this one was answered
+
+    # -- events and time ----------------------------------------------------------------------
 
     def _watch(self, client: Client) -> None:
         if client.gone:
             return
-        events = 0 if client.ended else selectors.EVENT_READ
+        events = 0 if client.ended or client.full else selectors.EVENT_READ
         if client.out:
             events |= selectors.EVENT_WRITE
         if events == client.watched:
@@ -536,31 +506,39 @@ class Server:
         client.watched = events
 
     def _tick(self, now: float) -> None:
+        while self._turned_away and self._turned_away[0][0] <= now:
+            self._turned_away.popleft()[1].close()
         for client in list(self._clients.values()):
-            if client.stream is not None and now - client.said_at > _HEARTBEAT_S:
-                client.said_at = now
-                self._put(client, send(client.http, h11.Data(data=b"\n")))
-                self._write(client)
-                self._watch(client)
-            quiet = client.stream is not None or client.feed is not None
-            if client.gone or (quiet and not client.out):
-                continue
-            if now < client.deadline:
-                continue
-            if client.out:
-                self.cut_off += 1
+            self._guard(client, self._look_after, now)
+
+    def _look_after(self, client: Client, now: float) -> None:
+        if client.busy:
+            if client.hung_up:  # which no event tells of a client that had stopped sending
                 self._close(client)
-            elif client.busy:
+            return
+        if client.stream is not None and now - client.said_at > _HEARTBEAT_S:
+            client.said_at = now
+            if not client.out:
                 client.deadline = now + _STALL_S
-            elif client.http.their_state is h11.IDLE and not client.http.trailing_data[0]:
-                self._close(client)  # idle for long enough
-            else:
-                self._refuse(client, 408, "the request did not arrive whole in time")
+            client.line(b"\n")
+            self._turn(client)
+        if client.gone or now < client.deadline:
+            return
+        if client.out:
+            self.cut_off += 1
+            self._close(client)
+        elif client.idle:
+            self._close(client)
+        elif not client.answering:
+            self._refuse(client, 408, "the request did not arrive whole in time")
+            self._turn(client)
 
     def _close(self, client: Client) -> None:
         if client.gone:
             return
         client.gone = True
+        if client.busy:
+            self._finder.forget(client)
         if client.stream is not None:
             self._streams -= 1
             self._live_streams -= client.stream.live
@@ -569,9 +547,18 @@ class Server:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client.sock)
         self._clients.pop(client.sock.fileno(), None)
-        self._by_uid[client.asker.uid] -= 1
-        if not self._by_uid[client.asker.uid]:
-            del self._by_uid[client.asker.uid]
+        self._ready.pop(client, None)
+        self._slots.leave(client.asker.uid)
         client.out.clear()
         client.body = None
         client.sock.close()
+
+
+def _wants(client: Client, record: Record) -> bool:
+    stream = client.stream
+    return (
+        stream is not None
+        and not client.gone
+        and (record.state != "open" or stream.live)
+        and stream.filters.match(record)
+    )

@@ -64,6 +64,19 @@ class HistoryStatus(NamedTuple):
     error: str | None
 
 
+class _Reader:
+    """A connection that reads, made by the first who asks; to be used with its lock held."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.database: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        if self.database is not None:
+            self.database.close()
+            self.database = None
+
+
 class History:
     """Records on disk. Made by :meth:`open`."""
 
@@ -86,8 +99,7 @@ class History:
         self._retention_at = 0.0
         self._lock_fd = -1
         self._database: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
-        self._reading = threading.Lock()
+        self._readers = (_Reader(), _Reader())  # root's question waits for nobody else's
         self._dictionary = b""
         self._count: int | None = None
         self._oldest_us: int | None = None
@@ -157,10 +169,7 @@ class History:
             if self._thread.is_alive():
                 self._say(f"{len(self._queue)} records were not written to {self.path} in time")
                 return
-        with self._reading:
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+        self._close_readers()
         self._unlock()
 
     # -- questions, from any thread -----------------------------------------------------------
@@ -172,8 +181,7 @@ class History:
             SourceError: it cannot be read, or not in reasonable time.
         """
         self.flush()
-        with self._reading:
-            return self._read(lambda database: fetch(database, query, self._dictionary))
+        return self._read(lambda database: fetch(database, query, self._dictionary))
 
     def get(self, identifier: str, uid: int | None) -> bytes | None:
         """Return the JSON of the record with this id; None where none is there for that uid.
@@ -184,10 +192,7 @@ class History:
         if self._thread is None:
             return None
         self.flush()
-        with self._reading:
-            return self._read(
-                lambda database: fetch_one(database, identifier, uid, self._dictionary)
-            )
+        return self._read(lambda database: fetch_one(database, identifier, uid, self._dictionary))
 
     def status(self) -> HistoryStatus:
         """Return how it does. Touches the file's name alone."""
@@ -203,23 +208,39 @@ class History:
         )
 
     def _read(self, ask: Callable[[sqlite3.Connection], _Found]) -> _Found:
+        first, second = self._readers
+        if first.lock.acquire(blocking=False):
+            try:
+                return self._read_with(first, ask)
+            finally:
+                first.lock.release()
+        with second.lock:
+            try:
+                return self._read_with(second, ask)
+            finally:
+                second.close()  # seldom used, and a megabyte
+
+    def _read_with(self, reader: _Reader, ask: Callable[[sqlite3.Connection], _Found]) -> _Found:
         end = time.monotonic() + _QUERY_S
         try:
-            if self._reader is None:
-                self._reader = sqlite3.connect(
+            if reader.database is None:
+                reader.database = sqlite3.connect(
                     f"file:{_quoted(self.path)}?mode=ro", uri=True, check_same_thread=False
                 )
-                self._reader.execute("PRAGMA cache_size = -1024")
-            self._reader.set_progress_handler(lambda: time.monotonic() > end, _QUERY_STEPS)
-            return ask(self._reader)
+                reader.database.execute("PRAGMA cache_size = -1024")
+            reader.database.set_progress_handler(lambda: time.monotonic() > end, _QUERY_STEPS)
+            return ask(reader.database)
         except ValueError as exc:
             raise SourceError("before must be what an earlier answer gave as next") from exc
         except sqlite3.Error as exc:
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+            reader.close()
             reason = f"took over {_QUERY_S:.0f} s" if "interrupted" in str(exc) else str(exc)
             raise SourceError(f"cannot read the history {self.path}: {reason}") from exc
+
+    def _close_readers(self) -> None:
+        for reader in self._readers:
+            with reader.lock:
+                reader.close()
 
     # -- the writer's thread ------------------------------------------------------------------
 
@@ -394,10 +415,7 @@ class History:
             with contextlib.suppress(sqlite3.Error):
                 self._database.close()
             self._database = None
-        with self._reading:
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+        self._close_readers()
         aside = f"{self.path}.broken-{int(time.time())}"
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):

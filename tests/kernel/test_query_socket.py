@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import http.server
 import json
 import os
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import conmon
 from tests.lab.daemon import Daemon
@@ -23,6 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 API = json.loads((ROOT / "monitor/api/openapi.json").read_text())
 RECORD = json.loads((ROOT / "docs/record.schema.json").read_text())
 NOBODY = 65534
+GROUP = "daemon"
+STRANGER = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+MEMBER = (*STRANGER[:3], f"--groups={grp.getgrnam(GROUP).gr_gid}")
+MARK = "roots-own"  # the name of a process of root's, which no stranger may read anywhere
 
 
 class Quiet(http.server.BaseHTTPRequestHandler):
@@ -38,9 +45,9 @@ class Quiet(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    state = tmp_path_factory.mktemp("state")
-    # the last of two contrary flags counts: this one keeps a history
-    daemon = Daemon("--json", "--state-dir", str(state))
+    config = tmp_path_factory.mktemp("config") / "config.toml"
+    config.write_text(f'group = "{GROUP}"\n')
+    daemon = Daemon("--json", "--config", str(config), history=True)
     yield daemon
     daemon.stop()
 
@@ -59,35 +66,89 @@ def client(running):
     return conmon.Daemon(running.socket)
 
 
-def get(running, path, user=None):
-    """What curl gets, as a user."""
-    who = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+def curl(running, path, *options):
+    return ("curl", "-s", "--max-time", "5", *options,
+            "--unix-socket", running.socket, f"http://conmond{path}")  # fmt: skip
+
+
+def ask(running, path, *options, who=()):
+    """What somebody's curl gets: status, media type, body."""
     done = subprocess.run(
-        [*who, "curl", "-s", "-w", "\n%{http_code}", "--max-time", "5",
-         "--unix-socket", running.socket, f"http://conmond{path}"],
+        [*who, *curl(running, path, "-w", "\n%{http_code} %{content_type}", *options)],
         capture_output=True, text=True, check=True, timeout=10,
     )  # fmt: skip
-    body, _, status = done.stdout.rpartition("\n")
-    return int(status), body
+    body, _, last = done.stdout.rpartition("\n")
+    status, _, kind = last.partition(" ")
+    return int(status), kind, body
 
 
-def answer_fits(path, status, body):
-    responses = API["paths"][path]["get"]["responses"]
-    found = responses[str(status)]
+def get(running, path, who=()):
+    status, _, body = ask(running, path, who=who)
+    return status, body
+
+
+def visit(web, *who):
+    subprocess.run([*who, "curl", "-s", f"http://127.0.0.1:{web}/"], check=True,
+                   capture_output=True)  # fmt: skip
+
+
+@contextlib.contextmanager
+def streaming(running, path, *who):
+    """Somebody's stream, begun when the block is: an iterator over its lines."""
+    command = [*who, *curl(running, path, "-N", "-D", "-", "--max-time", "30")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            head = list(iter(reader.stdout.readline, "\n"))
+            assert " 200 " in head[0]
+            assert "Content-Type: application/x-ndjson\n" in head
+            yield (line for line in reader.stdout if line != "\n")
+        finally:
+            reader.kill()
+
+
+def schema_of(path, status, kind, method="get"):
+    found = API["paths"][path][method]["responses"][str(status)]
     if "$ref" in found:
         found = API["components"]["responses"]["Error"]
+    assert kind.partition(";")[0] in found["content"]
     (content,) = found["content"].values()
-    schema = {**content["schema"], "components": API["components"]}
+    return {**content["schema"], "components": API["components"]}
+
+
+def answer_fits(path, status, kind, body, method="get"):
+    schema = schema_of(path, status, kind, method)
     jsonschema.Draft202012Validator(schema).validate(json.loads(body))
 
 
-@pytest.mark.parametrize("path", [path for path in API["paths"] if "{" not in path])
+@pytest.mark.parametrize(
+    "path", [path for path in API["paths"] if "{" not in path and path != "/metrics"]
+)
 def test_answers_fit_the_document(running, web, path):
-    subprocess.run(["curl", "-s", f"http://127.0.0.1:{web}/"], check=True, capture_output=True)
-    if path in ("/metrics", "/v1/stream"):
+    visit(web)
+    answer_fits(path, *ask(running, path + "?no=1"))
+    if path != "/v1/stream":
+        answer_fits(path, *ask(running, path))
         return
-    answer_fits(path, *get(running, path))
-    answer_fits(path, *get(running, path + "?no=1"))
+    with streaming(running, path) as lines:
+        visit(web)
+        answer_fits(path, 200, "application/x-ndjson", next(lines))
+
+
+def test_metrics_fit_the_document(running, web):
+    visit(web)
+    status, kind, text = ask(running, "/metrics")
+    assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    jsonschema.Draft202012Validator(schema_of("/metrics", status, kind)).validate(text)
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    ended = {
+        (sample.labels["comm"], sample.labels["state"]): sample.value
+        for sample in families["conmond_connections"].samples
+    }
+    assert ended["curl", "closed"] >= 1
+    assert families["conmond_connect_duration_seconds"].type == "histogram"
+    assert all(family.documentation for family in families.values())
+    answer_fits("/metrics", *ask(running, "/metrics", who=STRANGER))
+    answer_fits("/metrics", *ask(running, "/metrics?%ff"))
 
 
 def test_a_record_is_there_at_once(client, running, web):
@@ -98,8 +159,9 @@ def test_a_record_is_there_at_once(client, running, web):
     assert len(found) == 1
     assert client.record(found[0].id) == found[0]
     jsonschema.Draft202012Validator(RECORD).validate(found[0].to_dict())
-    status, body = get(running, f"/v1/records/{found[0].id}")
-    answer_fits("/v1/records/{id}", status, body)
+    answer_fits("/v1/records/{id}", *ask(running, f"/v1/records/{found[0].id}"))
+    page = json.loads(get(running, "/v1/records?limit=1")[1])
+    assert page["source"] == "history"
 
 
 def test_statistics_count_what_was_done(client, web):
@@ -147,43 +209,173 @@ def test_open_connections_and_take(client, running, web):
         client.take(2**63)
 
 
-def test_a_stranger_sees_only_their_own(client, running, web):
+EVICTED = 1031  # more than are kept in memory
+ROOTS = f"""
+import socket, sys
+open("/proc/self/comm", "w").write("{MARK}")
+web, failures = map(int, sys.argv[1:])
+kept, closed = (socket.create_connection(("127.0.0.1", web)) for _ in range(2))
+print(*(sock.getsockopt(socket.SOL_SOCKET, 57, 8)[::-1].hex() for sock in (kept, closed)))
+closed.shutdown(socket.SHUT_WR)
+closed.recv(1)  # the other end has closed, too: it has ended before what follows
+closed.close()
+for _ in range(failures):
+    try: socket.create_connection(("127.0.0.1", 1))
+    except ConnectionRefusedError: pass
+print("ready", flush=True)
+for line in sys.stdin:
+    socket.create_connection(("127.0.0.1", web)).close()
+"""
+
+
+@pytest.fixture(scope="module")
+def secret(running, web):
+    """A process of root's: one connection open, one that only the history still knows."""
+    visit(web, *STRANGER)
+    command = [sys.executable, "-c", ROOTS, str(web), str(EVICTED)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        cookies = [int(word, 16) for word in process.stdout.readline().split()]
+        assert process.stdout.readline() == "ready\n"
+        running.wait_for(lambda record: record["pid"] == process.pid, EVICTED + 1)
+        yield process, *cookies
+        process.stdin.close()
+
+
+def listings(web):
+    """Every path that lists, as it may be asked, and whether root's process is in the answer."""
+    yield "/v1/connections", True
+    yield "/v1/connections?uid=0", True
+    yield f"/v1/connections?comm={MARK}", True
+    yield "/v1/records", True
+    for query in ("uid=0", f"comm={MARK}", "failed=1", "order=oldest&limit=1000", "since=1h",
+                  f"comm={MARK}&before=999999999", "host=127.0.0.1"):  # fmt: skip
+        yield f"/v1/records?{query}", MARK in query
+    for by in ("process", "comm"):
+        yield f"/v1/processes?by={by}", True
+        yield f"/v1/processes?by={by}&since=5m&uid=0", True
+    for by in ("unit", "container", "uid", "host"):
+        yield f"/v1/processes?by={by}", False
+    yield "/v1/doctor", False
+    yield "/v1/openapi.json", False
+    yield "/metrics", True
+
+
+def asked_of(secret, client):
+    """Every path that names one connection of root's."""
+    _, opened, closed = secret
+    for cookie in (opened, closed):
+        yield f"/v1/take/{cookie}"
+        yield f"/v1/records/{client.take(cookie).id}"
+
+
+def test_every_path_of_the_document_is_tried_by_the_stranger(secret, client, web):
+    tried = {path.partition("?")[0] for path, _ in listings(web)}
+    tried |= {path.rpartition("/")[0] + "/{" for path in asked_of(secret, client)}
+    document = {path.partition("{")[0] + "{" * ("{" in path) for path in API["paths"]}
+    assert document - tried == {"/v1/stream", "/v1/deep/{"}  # each has a test of its own
+
+
+def test_a_stranger_sees_only_their_own(running, client, web, secret):
+    process, opened, closed = secret
+    identifiers = [client.take(cookie).id for cookie in (opened, closed)]
+    private = (MARK, *identifiers, f'"pid":{process.pid},', '"uid":0,')
+    for path, _ in listings(web):
+        status, _, body = ask(running, path, who=STRANGER)
+        assert status == (403 if path == "/metrics" else 200), path
+        assert not [word for word in private if word in body], path
+    for path in asked_of(secret, client):
+        assert ask(running, path, who=STRANGER)[0] == 404, path
+        assert ask(running, path, "-I", who=STRANGER)[0] == 404, path
+    assert json.loads(get(running, "/v1/connections", STRANGER)[1])["total"] == 0
+    for path in ("/v1/records", "/v1/processes"):
+        answer = json.loads(get(running, path, STRANGER)[1])
+        assert {row["uid"] for row in answer[path.removeprefix("/v1/")]} == {NOBODY}
+    assert json.loads(get(running, "/v1/records", STRANGER)[1])["source"] == "history"
+    doctor = json.loads(get(running, "/v1/doctor", STRANGER)[1])
+    assert doctor["privileged"] is False
+    assert doctor["libraries"] is doctor["records"] is doctor["open"] is doctor["stats"] is None
+
+
+def test_a_stranger_sees_nothing_of_what_was_evicted_or_just_closed(running, client, web, secret):
+    newest = json.loads(get(running, "/v1/records?limit=1000")[1])
+    assert newest["source"] == "history"
+    _, _, closed = secret
+    # the oldest of root's process: it is no longer in memory, or this test tests nothing
+    assert client.take(closed).id not in {row["id"] for row in newest["records"]}
     with socket.create_connection(("127.0.0.1", web)) as sock:
         cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, 57, 8), sys.byteorder)
         ours = client.take(cookie)
-        assert get(running, f"/v1/take/{cookie}", NOBODY)[0] == 404
-        assert get(running, f"/v1/records/{ours.id}", NOBODY)[0] == 404
-        assert json.loads(get(running, "/v1/connections", NOBODY)[1])["total"] == 0
-    assert get(running, f"/v1/records/{ours.id}", NOBODY)[0] == 404
-    assert get(running, "/metrics", NOBODY)[0] == 403
-    doctor = json.loads(get(running, "/v1/doctor", NOBODY)[1])
-    assert doctor["privileged"] is False
-    assert doctor["libraries"] is doctor["records"] is None
-    subprocess.run(
-        ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
-         "curl", "-s", f"http://127.0.0.1:{web}/"], check=True, capture_output=True,
-    )  # fmt: skip
-    for path, name in (("/v1/records?uid=0", "records"), ("/v1/processes?uid=0", "processes")):
-        assert json.loads(get(running, path, NOBODY)[1])[name] == []
-    for path, name in (("/v1/records", "records"), ("/v1/processes", "processes")):
-        rows = json.loads(get(running, path, NOBODY)[1])[name]
-        assert {row["uid"] for row in rows} == {NOBODY}
+        paths = (f"/v1/take/{cookie}", f"/v1/records/{ours.id}")
+        assert [get(running, path, STRANGER)[0] for path in paths] == [404, 404]
+    running.wait_for(lambda record: record["id"] == ours.id)
+    assert [get(running, path, STRANGER)[0] for path in paths] == [404, 404]
+    assert [get(running, path, MEMBER)[0] for path in paths] == [200, 200]
 
 
-def test_a_member_of_the_group_sees_all(running, tmp_path, web):
-    config = tmp_path / "config.toml"
-    config.write_text('group = "daemon"\n')
-    grouped = Daemon("--json", "--config", str(config))
-    try:
-        subprocess.run(["curl", "-s", f"http://127.0.0.1:{web}/"], check=True, capture_output=True)
-        who = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--groups=1"]
-        done = subprocess.run(
-            [*who, "curl", "-s", "--unix-socket", grouped.socket, "http://c/v1/records"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        assert 0 in {row["uid"] for row in json.loads(done.stdout)["records"]}
-    finally:
-        grouped.stop()
+@pytest.mark.parametrize("query", ["", "?live=1"])
+def test_a_strangers_stream_has_nothing_of_root(running, web, secret, query):
+    process, *_ = secret
+    with (
+        streaming(running, f"/v1/stream{query}", *STRANGER) as strangers,
+        streaming(running, f"/v1/stream{query}", *MEMBER) as members,
+    ):
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert any(MARK in line for line in members)
+        visit(web, *STRANGER)
+        first = json.loads(next(strangers))
+        assert (first["comm"], first["uid"]) == ("curl", NOBODY)
+
+
+def test_a_stranger_who_asks_for_roots_stream_gets_nothing(running, secret):
+    process, *_ = secret
+    command = [*STRANGER, *curl(running, "/v1/stream?uid=0&live=1", "-N", "--max-time", "1")]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stranger,
+        streaming(running, f"/v1/stream?comm={MARK}&live=1", *MEMBER) as members,
+    ):
+        while stranger.poll() is None:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert MARK in next(members)
+        assert stranger.returncode == 28  # its time was up
+        assert stranger.stdout.read() == ""
+
+
+def test_deep_is_for_root_and_the_process_s_own_user(running, client, secret):
+    process, *_ = secret
+    path = f"/v1/deep/{process.pid}"
+    for who in (STRANGER, MEMBER):
+        status, kind, body = ask(running, path, "-X", "POST", who=who)
+        assert status == (403 if client.doctor()["uretprobes"] else 422)
+        answer_fits("/v1/deep/{pid}", status, kind, body, "post")
+        assert MARK not in body
+        assert ask(running, path, "-I", who=who)[0] == 405
+
+
+def test_a_member_of_the_group_sees_all(running, client, web, secret):
+    for path, listed in listings(web):
+        status, _, body = ask(running, path, who=MEMBER)
+        assert status == 200, path
+        assert MARK in body or not listed, path
+    for path in asked_of(secret, client):
+        assert MARK in get(running, path, MEMBER)[1], path
+    assert json.loads(get(running, "/v1/doctor", MEMBER)[1])["privileged"] is True
+
+
+def test_head_has_the_status_of_get_and_no_body(running, client, web, secret):
+    for path in (*(path for path, _ in listings(web)), *asked_of(secret, client), "/v1/no"):
+        for who in ((), STRANGER):
+            done = subprocess.run(
+                [*who, *curl(running, path, "-I")], capture_output=True, text=True, check=True
+            )
+            head, _, body = done.stdout.partition("\n\n")
+            assert int(head.split()[1]) == get(running, path, who)[0], path
+            assert body == "", path
+    done = subprocess.run(curl(running, "/v1/stream", "-I"), capture_output=True, check=True)
+    assert done.stdout.startswith(b"HTTP/1.1 200 ")
 
 
 def test_arguments_are_told_where_the_configuration_asks(running, tmp_path, web):
@@ -265,6 +457,10 @@ HOSTILE = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"GET /v1/doctor HTTP/1.1\r\n" + b"A: b\r\n" * 900 + b"\r\n",
     b"GET /v1/doctor HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n" + b"F" * 17,
+    b"HEAD /v1/no HTTP/1.1\r\nHost: c\r\n\r\n",
+    b"HEAD /v1/records?before=zzz HTTP/1.1\r\nHost: c\r\n\r\n" * 3,
+    b"GET /v1/no HTTP/1.1\r\nHost:c\r\n\r\n" * 500,
+    b"CONNECT c:80 HTTP/1.1\r\nHost: c\r\n\r\n",
 )
 HOSTILE_CLIENTS = 100_000
 
@@ -298,7 +494,10 @@ for _ in range(499):
                 if got:
                     head, _, body = got.partition(b"\r\n\r\n")
                     assert head.startswith(b"HTTP/1.1 "), got
-                    assert json.loads(body.split(b"\n")[0])["error"], got
+                    if head.startswith(b"HTTP/1.1 4") and body.startswith(b"{"):
+                        assert json.loads(body.split(b"\n")[0])["error"], got
+                    else:
+                        assert HOSTILE[number % len(HOSTILE)].startswith(b"HEAD"), got
                     answered += 1
         except (ConnectionError, BlockingIOError):
             cut += 1

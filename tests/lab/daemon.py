@@ -17,7 +17,8 @@ from typing import Any
 from tests.lab.netns import CLEAN_ENV
 
 ROOT = Path(__file__).resolve().parents[2]
-CONMOND = (sys.executable, "-m", "monitor.cli.conmond", "--no-history")
+PROGRAM = (sys.executable, "-m", "monitor.cli.conmond")
+CONMOND = (*PROGRAM, "--no-history")
 READY_WAIT_S = 30.0
 STOP_WAIT_S = 10.0
 
@@ -34,9 +35,10 @@ class Daemon:
     Args:
         options: command-line options; ``--json`` where there are none.
         prefix: a command that runs the command line given after it.
+        history: keep one, in a folder that goes with it.
     """
 
-    def __init__(self, *options: str, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, *options: str, prefix: Sequence[str] = (), history: bool = False) -> None:
         self._changed = threading.Condition()
         self._records: list[Record] = []
         self._bad_lines: list[str] = []
@@ -46,9 +48,11 @@ class Daemon:
         # others may look in, and are told apart by who they are
         os.chmod(self._folder.name, 0o755)
         self.socket = f"{self._folder.name}/conmond.sock"
+        kept = (*PROGRAM, "--state-dir", f"{self._folder.name}/state")
+        program = kept if history else CONMOND
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
-            [*prefix, *CONMOND, "--socket", self.socket, *(options or ("--json",))],
+            [*prefix, *program, "--socket", self.socket, *(options or ("--json",))],
             cwd=ROOT,
             env=CLEAN_ENV,
             stdin=subprocess.DEVNULL,

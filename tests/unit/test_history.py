@@ -290,7 +290,20 @@ def test_a_foreign_database_is_set_aside(tmp_path, said):
 def test_how_it_does_is_said_while_a_slow_question_runs(history):
     add(history, [record(1)])
     history.flush(5)
-    with history._reading:  # as a question holds it
-        status = history.status()
+    for reader in history._readers:
+        reader.lock.acquire()  # as a question holds it
+    status = history.status()
+    for reader in history._readers:
+        reader.lock.release()
     assert status.records == 1
     assert status.oldest_ns is not None
+
+
+def test_a_question_does_not_wait_for_another(history):
+    add(history, [record(1)])
+    history.flush(5)
+    first, second = history._readers
+    with first.lock:  # as a slow one holds it
+        assert len(history.query(HistoryQuery()).bodies) == 1
+    assert second.database is None  # a megabyte that is seldom needed
+    assert len(history.query(HistoryQuery()).bodies) == 1

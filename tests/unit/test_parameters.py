@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from monitor.api.access import Asker
 from monitor.api.answer import Answer, Later, Stream
 from monitor.api.parameters import (
     ParameterError,
+    cursor,
     duration_ns,
     moment_ns,
     parse_filters,
@@ -18,6 +21,7 @@ from monitor.api.parameters import (
 )
 from monitor.api.routes import Routes
 
+ROOT = Asker(0, sees_all=True)
 NOW = 1_800_000_000 * 10**9
 
 
@@ -52,6 +56,21 @@ def test_moments():
 def test_what_is_refused(query):
     with pytest.raises(ParameterError):
         parse_filters(parse_query(query))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "zzz", "1_0", "+1", "-1", " 1", "1.0", "٣", "9223372036854775808", "1" * 20]
+)
+def test_what_is_no_cursor(text):
+    reply = Routes(Nothing()).reply("GET", f"/v1/records?{urlencode({'before': text})}", ROOT)
+    assert reply.status == 400
+    assert b"before must be what an earlier answer gave as next" in reply.body
+
+
+@pytest.mark.parametrize("text", ["0", "10", "9223372036854775807"])
+def test_a_cursor_is_handed_on(text):
+    assert cursor({"before": text}, "before") == text
+    assert cursor({}, "before") is None
 
 
 def test_filters_choose_records():
@@ -90,7 +109,10 @@ def test_any_target_gets_an_answer(path, query, sees_all):
 def test_deep_takes_a_process_a_time_and_a_bound(target):
     reply = Routes(Nothing()).reply("POST", f"/v1/deep/{target}", Asker(0, sees_all=True))
     assert reply.status in (400, 404)
-    assert Routes(Nothing()).reply("GET", "/v1/deep/1", Asker(0, sees_all=True)).status == 405
+    for method in ("GET", "HEAD"):
+        refusal = Routes(Nothing()).reply(method, "/v1/deep/1", ROOT)
+        assert refusal.status == 405
+        assert refusal.headers == (("Allow", "POST"),)
 
 
 def test_the_metrics_port_has_metrics_alone():
@@ -100,3 +122,33 @@ def test_the_metrics_port_has_metrics_alone():
     assert routes.reply("GET", "/metrics", asker).status == 200
     assert routes.reply("GET", "/metrics", Asker(1, sees_all=False)).status == 403
     assert routes.reply("POST", "/metrics", asker).status == 405
+
+
+class Remembers:
+    """A source that has one record in memory, another on the disk."""
+
+    def record(self, identifier, uid_only, *, history):
+        return {"00000000-1": b"memory", "00000000-2": b"disk" if history else None}.get(identifier)
+
+    def take(self, cookie, uid_only, *, history):
+        return self.record(f"00000000-{cookie}", uid_only, history=history)
+
+
+@pytest.mark.parametrize("target", ["/v1/records/00000000-%d", "/v1/take/%d"])
+def test_what_is_in_memory_waits_for_no_disk(target):
+    routes = Routes(Remembers())
+    quick = routes.reply("GET", target % 1, ROOT)
+    assert not quick.slow
+    assert quick.find().body == b'{"v":1,"record":memory}\n'
+    for number, status in ((2, 200), (3, 404)):
+        first = routes.reply("HEAD", target % number, ROOT)
+        assert not first.slow
+        then = first.find()
+        assert then.slow
+        assert then.find().status == status
+
+
+def test_other_methods_are_told_which_there_are():
+    refusal = Routes(Nothing()).reply("DELETE", "/v1/doctor", ROOT)
+    assert refusal.status == 405
+    assert refusal.headers == (("Allow", "GET, HEAD"),)
