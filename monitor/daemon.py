@@ -208,7 +208,7 @@ class Daemon:
             json_line,
         )
         if self.options.serve is not None:
-            self._older = Older()
+            self._older = Older(self._lock, self._cookies)
         self._view = View(
             lock=self._lock,
             kernel=self.kernel,
@@ -256,7 +256,8 @@ class Daemon:
         self._view.server = self._server
         self._server.start()
         if self._older is not None:
-            self._older.start()
+            with self._lock:
+                self._older.start()
 
     def loop(self) -> int:
         """Run until told to stop; see :func:`run`."""
@@ -361,6 +362,8 @@ class Daemon:
                 data.release()
             if isinstance(event, ConnEvent):
                 self._note_start(event.pid, event.start_ns)
+                if self._older is not None:
+                    self._older.ended(event.cookie)
                 if self._view.deep_sessions is not None:
                     self._view.deep_sessions.ended(event)
                 if event.flags & ConnFlag.SYNC_FAIL:
@@ -406,6 +409,14 @@ class Daemon:
         if self._core.wants_snapshot():
             self._snapshot(time.monotonic_ns())
         self._pass_on()
+
+    def _cookies(self) -> set[int]:
+        """Of all connections in the map; what ended before has been handed on."""
+        found = {
+            fields[9] for batch in self.kernel.connection_batches() for fields in peek_conns(batch)
+        }
+        self._read_ring()
+        return found
 
     # Records name a process by its pid alone; the statistics tell it from a later one.
     def _note_start(self, pid: int, start_ns: int) -> None:

@@ -94,6 +94,19 @@ class View:
         """A process's start, from CLOCK_BOOTTIME to nanoseconds since 1970."""
         return start_ns + self._boot_offset_ns
 
+    def stale(self) -> bool:
+        """See :class:`monitor.api.routes.Source`."""
+        return self.older is not None and self.older.stale
+
+    def freshen(self) -> None:
+        """See :class:`monitor.api.routes.Source`."""
+        older = self.older
+        if older is None:
+            return
+        with self.lock:
+            older.start()
+        older.wait()
+
     # -- statistics ---------------------------------------------------------------------------
 
     def processes(self, query: StatsQuery) -> dict[str, Any]:
@@ -107,11 +120,13 @@ class View:
 
     # -- connections --------------------------------------------------------------------------
 
-    def connections(self, filters: Filters, most: int | None) -> Iterator[bytes]:
+    def connections(
+        self, filters: Filters, most: int | None, *, newest_first: bool
+    ) -> Iterator[bytes]:
         """See :class:`monitor.api.routes.Source`."""
         with self.lock:
             self.catch_up()
-            rows, total = self._open.rows(filters, most)
+            rows, total = self._open.rows(filters, most, newest=newest_first)
             at = _text(self.now_ns())
         return self._connection_pieces(rows, total, at, filters, most)
 
@@ -224,9 +239,12 @@ class View:
         identifier = f"{self._boot}-{cookie:x}"
         with self.lock:
             self.catch_up()
-            record = self.keep.recent.get(identifier)
-            if record is None:
-                record = self._open.by_cookie(cookie)
+            # A socket may be connected again after a failure: what is open goes before what ended.
+            record = self._open.by_cookie(cookie) or self.keep.recent.get(identifier)
+        if record is None:
+            self.freshen()
+            with self.lock:
+                record = self._open.older_by_cookie(cookie)
         if record is not None:
             return self._shown(record, uid_only)
         return self._from_history(identifier, uid_only)
