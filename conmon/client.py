@@ -94,7 +94,12 @@ class Daemon:
         return self.get("/v1/processes", **parameters)
 
     def connections(self, **parameters: Any) -> list[Record]:
-        """Return the records of connections that are open now, oldest first."""
+        """Return the records of connections that are open now, oldest first.
+
+        Args:
+            limit: how many at most.
+            order: oldest or newest, which comes first.
+        """
         return [_record(row) for row in self._list("/v1/connections", "connections", parameters)]
 
     def records(self, *, count: int | None = None, **parameters: Any) -> Iterator[Record]:
