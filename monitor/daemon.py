@@ -372,6 +372,8 @@ class Daemon:
                 self._note_start(event.task.pid, event.task.start_ns)
             elif isinstance(event, ExecEvent):
                 self._identities.learn(event)
+                if self._view.deep_sessions is not None:
+                    self._view.deep_sessions.executed(event.task.pid)
             elif isinstance(event, PlainEvent):
                 if self._view.deep_sessions is not None:
                     self._view.deep_sessions.plain(event)

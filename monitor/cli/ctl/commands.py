@@ -19,6 +19,7 @@ _CONNS_SHOWN: Final = 1000  # more than anybody reads; a program gets all
 _DEEP_ENDS: Final = {
     "time": "the time is up",
     "process": "the process ended",
+    "user": "the process is no longer yours to look into",
     "cost": "it cost the process more than was allowed",
     "daemon": "conmond ended",
 }
