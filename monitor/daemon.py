@@ -182,7 +182,7 @@ class Daemon:
         self._identities = ProcIdentities(self.kernel.cgroup, cmdlines=self.options.cmdlines)
         self._libraries = Libraries(self.kernel.loaded)
         unseen = [*self.kernel.attached.unseen(), *self._libraries.start()]
-        for sentence in unseen:
+        for sentence in (*unseen, *self._libraries.unprobed):
             say(sentence)
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read(8)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["View"]
 
 _ROWS_AT_A_TIME: Final = 100  # the lock is given up between
+_OLDER_UNSEEN: Final = "not all connections that are older than conmond can be listed"
 _LIBRARY_KINDS: Final = {
     "getaddrinfo": "libc",
     "gethostbyname_r": "libc",
@@ -280,7 +281,7 @@ class View:
                 "folded": stats.folded,
             }
             records = self.keep.records
-            unseen = self._unseen()
+            unseen = self._unseen(sees_all=sees_all)
         now_ns = self.now_ns()
         cpu_s = time.process_time()
         age_s = max(1e-9, (now_ns - self.started_ns) / 1e9)
@@ -299,16 +300,16 @@ class View:
             "lockdown": _lockdown(),
             "uretprobes": self.libraries.return_probes,
             "maps": [
-                {"name": name, "entries": entries, "max_entries": most}
+                {"name": name, "entries": entries if sees_all else None, "max_entries": most}
                 for name, (entries, most) in maps.items()
             ],
-            "lost": lost,
-            "lost_total": sum(lost.values()),
+            "lost": lost if sees_all else None,
+            "lost_total": sum(lost.values()) if sees_all else None,
             "records": records if sees_all else None,
             "open": maps["conn_by_sk"][0] if sees_all else None,
             "history": self._history_status(sees_all),
             "stats": sizes if sees_all else None,
-            "clients": self._clients(),
+            "clients": self._clients() if sees_all else None,
             "cost": {
                 "cpu_seconds": round(cpu_s, 3),
                 "cpu_percent": round(100 * cpu_s / age_s, 3),
@@ -318,9 +319,14 @@ class View:
             "unseen": unseen,
         }
 
-    def _unseen(self) -> list[str]:
-        older = self.older.failed if self.older is not None else None
-        return [*self.unseen, *(why for why in (self.kernel.live_failed, older) if why)]
+    # Which libraries others use, and why their sockets cannot be listed, is theirs to know.
+    def _unseen(self, *, sees_all: bool) -> list[str]:
+        found = [*self.unseen, *(self.libraries.unprobed if sees_all else ())]
+        if self.kernel.live_failed:
+            found.append(self.kernel.live_failed)
+        if self.older is not None and self.older.failed:
+            found.append(self.older.failed if sees_all else _OLDER_UNSEEN)
+        return found
 
     def metrics(self) -> bytes:
         """See :class:`monitor.api.routes.Source`."""
@@ -389,12 +395,12 @@ class View:
         status = history.status()
         return {
             "enabled": status.enabled,
-            "path": str(status.path),
+            "path": str(status.path) if sees_all else None,
             "records": status.records if sees_all else None,
             "bytes": status.bytes if sees_all else None,
             "oldest": _text(status.oldest_ns) if sees_all and status.oldest_ns else None,
-            "dropped": status.dropped,
-            "error": status.error,
+            "dropped": status.dropped if sees_all else None,
+            "error": status.error if sees_all else None,
         }
 
     def _clients(self) -> dict[str, int]:

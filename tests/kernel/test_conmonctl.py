@@ -10,13 +10,19 @@ import subprocess
 import sys
 import time
 
+import jsonschema
 import pytest
 from textual.widgets import DataTable, Static
 
 import conmon
+from monitor.cli.ctl.commands import _doctor_lines
 from monitor.cli.ctl.top import Top
 from tests.lab.daemon import ROOT, Daemon
 
+API = json.loads((ROOT / "monitor/api/openapi.json").read_text())
+DOCTOR = API["paths"]["/v1/doctor"]["get"]["responses"]["200"]["content"]["application/json"][
+    "schema"
+]
 pytestmark = pytest.mark.kernel("curl", "setpriv")
 
 
@@ -67,6 +73,31 @@ def test_conns_and_doctor(running):
     assert ctl(running, "conns").stdout.startswith("PID")
     assert "hook inet_sock_set_state: attached" in ctl(running, "doctor").stdout
     assert json.loads(ctl(running, "doctor", "--json").stdout)["lost_total"] == 0
+
+
+def test_the_doctor_tells_a_stranger_nothing_of_others(running, refused, tmp_path):
+    historied = Daemon("--json", "--state-dir", str(tmp_path), history=True)
+    try:
+        for daemon in (running, historied):
+            done = subprocess.run(
+                ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+                 "curl", "-s", "--unix-socket", daemon.socket, "http://c/v1/doctor"],
+                capture_output=True, text=True, check=True, timeout=10,
+            )  # fmt: skip
+            answer = json.loads(done.stdout)
+            jsonschema.Draft202012Validator(DOCTOR).validate(answer)
+            everybodys = [answer[key] for key in ("lost", "lost_total", "clients", "libraries",
+                                                  "records", "open", "stats")]  # fmt: skip
+            everybodys += [fill["entries"] for fill in answer["maps"]]
+            everybodys += [v for k, v in (answer["history"] or {}).items() if k != "enabled"]
+            assert set(everybodys) == {None}
+            assert "/" not in "".join(answer["unseen"])
+            assert [line for line in _doctor_lines(answer) if line.startswith("maps, lost")]
+            own = json.loads(ctl(daemon, "doctor", "--json").stdout)
+            jsonschema.Draft202012Validator(DOCTOR).validate(own)
+            assert None not in (own["lost_total"], own["clients"], own["maps"][0]["entries"])
+    finally:
+        historied.stop()
 
 
 def test_tail_shows_what_was_and_what_comes(running, refused):

@@ -34,9 +34,10 @@ class Daemon:
     Args:
         options: command-line options; ``--json`` where there are none.
         prefix: a command that runs the command line given after it.
+        history: it keeps one; ``--state-dir`` is among the options then.
     """
 
-    def __init__(self, *options: str, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, *options: str, prefix: Sequence[str] = (), history: bool = False) -> None:
         self._changed = threading.Condition()
         self._records: list[Record] = []
         self._bad_lines: list[str] = []
@@ -46,9 +47,10 @@ class Daemon:
         # others may look in, and are told apart by who they are
         os.chmod(self._folder.name, 0o755)
         self.socket = f"{self._folder.name}/conmond.sock"
+        command = [word for word in CONMOND if not (history and word == "--no-history")]
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
-            [*prefix, *CONMOND, "--socket", self.socket, *(options or ("--json",))],
+            [*prefix, *command, "--socket", self.socket, *(options or ("--json",))],
             cwd=ROOT,
             env=CLEAN_ENV,
             stdin=subprocess.DEVNULL,

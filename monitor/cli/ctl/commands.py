@@ -160,6 +160,17 @@ def _doctor_lines(answer: dict[str, Any]) -> Iterator[str]:
         yield f"library {name(library['path'], 120)}: {probed or name(library['why'], 200)}"
     if answer["libraries"] is None:
         yield "libraries: shown to root and the group alone"
+    if not answer["privileged"]:
+        yield "maps, lost events, history: what they hold is shown to root and the group alone"
+    else:
+        yield from _kept_lines(answer)
+    cost = answer["cost"]
+    yield f"cost: {cost['cpu_percent']:.2f} % of a CPU, {size(cost['pss_bytes'])} of memory (PSS)"
+    for sentence in answer["unseen"]:
+        yield f"NOT SEEN: {name(sentence, 500)}"
+
+
+def _kept_lines(answer: dict[str, Any]) -> Iterator[str]:
     for fill in answer["maps"]:
         yield f"map {name(fill['name'])}: {fill['entries']} of {fill['max_entries']}"
     lost = {kind: number for kind, number in answer["lost"].items() if number}
@@ -172,10 +183,6 @@ def _doctor_lines(answer: dict[str, Any]) -> Iterator[str]:
     else:
         held = f"{count(history['records'])} records, {size(history['bytes'])}"
         yield f"history: {name(history['path'], 120)}: {held}, {history['dropped']} not written"
-    cost = answer["cost"]
-    yield f"cost: {cost['cpu_percent']:.2f} % of a CPU, {size(cost['pss_bytes'])} of memory (PSS)"
-    for sentence in answer["unseen"]:
-        yield f"NOT SEEN: {name(sentence, 500)}"
 
 
 def _yes(attached: bool, why: str | None) -> str:
