@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jsonschema
@@ -15,7 +16,8 @@ import pytest
 from textual.widgets import DataTable, Static
 
 import conmon
-from monitor.cli.ctl.commands import _doctor_lines
+from monitor.cli.conmonctl import make_parser
+from monitor.cli.ctl.commands import _doctor_lines, tail
 from monitor.cli.ctl.top import Top
 from tests.lab.daemon import ROOT, Daemon
 
@@ -117,13 +119,63 @@ def test_tail_shows_what_was_and_what_comes(running, refused):
         process.stdout.close()
 
 
+class EndsMeanwhile(conmon.Daemon):
+    """One connection ends before the last page of the backlog is read, one after it."""
+
+    def records(self, **parameters):
+        subprocess.run(["curl", "-s", "http://127.0.0.1:1/first"], check=False)
+        yield from super().records(**parameters)
+        subprocess.run(["curl", "-s", "http://127.0.0.1:1/second"], check=False)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_tail_loses_nothing_that_ends_while_it_reads_what_was(capsys, as_json):
+    daemon = Daemon("--json")
+    words = ["tail", "--since", "1h", "--comm", "curl", *(["--json"] if as_json else [])]
+    given = make_parser().parse_args(words)
+    stop = threading.Thread(
+        target=lambda: (daemon.wait_for(lambda r: r["comm"] == "curl", 2), time.sleep(1),
+                        daemon.stop())
+    )  # fmt: skip
+    stop.start()
+    try:
+        with pytest.raises(conmon.DaemonUnreachable):
+            tail(EndsMeanwhile(daemon.socket), given)
+    finally:
+        stop.join()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(set(lines)) == 2
+    if as_json:
+        ids = [json.loads(line)["id"] for line in lines]
+        assert ids == [r["id"] for r in daemon.records(lambda r: r["comm"] == "curl")]
+
+
+def test_output_that_cannot_be_written_is_one_sentence(running, refused):
+    with open("/dev/full", "wb") as full:
+        for words in (["tail", "--json", "--since", "1h"], ["ps"], ["doctor"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "monitor.cli.conmonctl", *words,
+                 "--socket", running.socket],
+                cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False,
+            )  # fmt: skip
+            assert done.returncode == 1
+            assert done.stderr == "conmonctl: cannot go on: No space left on device\n"
+
+
 def test_exit_codes(running, tmp_path):
     words = [sys.executable, "-m", "monitor.cli.conmonctl"]
     done = subprocess.run([*words, "ps", "--socket", str(tmp_path / "none")],
                           cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 3
     assert "is it running?" in done.stderr
-    ctl(running, "ps", "--since", "yesterday", check=1)
+    ctl(running, "ps", "--since", "yesterday", check=2)
+    ctl(running, "ps", "--sort", "bogus", check=2)
+    ctl(running, "tail", "--slow", "abc", check=2)
+    # these are for the daemon to refuse
+    assert (
+        "for must be at most" in ctl(running, "deep", "--pid", "1", "--for", "2h", check=2).stderr
+    )
+    assert "percent" in ctl(running, "deep", "--pid", "1", "--most", "all", check=2).stderr
     ctl(running, "ps", "--by", "moon", check=2)
     ctl(running, "frobnicate", check=2)
 
