@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,31 +124,34 @@ class EndsMeanwhile(conmon.Daemon):
     """One connection ends before the last page of the backlog is read, one after it."""
 
     def records(self, **parameters):
-        subprocess.run(["curl", "-s", "http://127.0.0.1:1/first"], check=False)
+        subprocess.run([self.program, "-s", "http://127.0.0.1:1/first"], check=False)
         yield from super().records(**parameters)
-        subprocess.run(["curl", "-s", "http://127.0.0.1:1/second"], check=False)
+        subprocess.run([self.program, "-s", "http://127.0.0.1:1/second"], check=False)
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_tail_loses_nothing_that_ends_while_it_reads_what_was(capsys, as_json):
+def test_tail_loses_nothing_that_ends_while_it_reads_what_was(capsys, tmp_path, as_json):
+    comm = "curl-of-tail"
+    (tmp_path / comm).symlink_to(shutil.which("curl"))
     daemon = Daemon("--json")
-    words = ["tail", "--since", "1h", "--comm", "curl", *(["--json"] if as_json else [])]
-    given = make_parser().parse_args(words)
+    asked = EndsMeanwhile(daemon.socket)
+    asked.program = tmp_path / comm
+    words = ["tail", "--since", "1h", "--comm", comm, *(["--json"] if as_json else [])]
     stop = threading.Thread(
-        target=lambda: (daemon.wait_for(lambda r: r["comm"] == "curl", 2), time.sleep(1),
+        target=lambda: (daemon.wait_for(lambda r: r["comm"] == comm, 2), time.sleep(1),
                         daemon.stop())
     )  # fmt: skip
     stop.start()
     try:
         with pytest.raises(conmon.DaemonUnreachable):
-            tail(EndsMeanwhile(daemon.socket), given)
+            tail(asked, make_parser().parse_args(words))
     finally:
         stop.join()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(set(lines)) == 2
     if as_json:
         ids = [json.loads(line)["id"] for line in lines]
-        assert ids == [r["id"] for r in daemon.records(lambda r: r["comm"] == "curl")]
+        assert ids == [r["id"] for r in daemon.records(lambda r: r["comm"] == comm)]
 
 
 def test_output_that_cannot_be_written_is_one_sentence(running, refused):
