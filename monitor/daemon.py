@@ -252,6 +252,7 @@ class Daemon:
             if serve.insist:
                 raise
             say(f"{exc}; this one answers no queries")
+            self._older = None
             return
         self._view.server = self._server
         self._server.start()

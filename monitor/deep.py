@@ -124,7 +124,13 @@ class Deep:
         try:
             call_ns = self._probes.call_ns()
             target = self._probes.open(pid)
-            _check(pid, pidfd, uid)  # it may have become another program meanwhile
+            session = self._session(target, pidfd, uid, seconds, most_percent, call_ns)
+            with self._lock:
+                # It may have become another program meanwhile; if it does after this, the ring says
+                # so, which is read with the lock held.
+                _check(pid, pidfd, uid)
+                del self._beginning[pid]
+                self._sessions[pid] = session
         except BaseException:
             with self._lock:
                 if target is not None:
@@ -132,26 +138,36 @@ class Deep:
                 self._beginning.pop(pid, None)
                 self._core.plain.drop(pid)
             raise
-        feed = Feed()
+        return session.feed
+
+    def _session(
+        self,
+        target: DeepTarget,
+        pidfd: int,
+        uid: int | None,
+        seconds: float,
+        most_percent: float,
+        call_ns: float,
+    ) -> _Session:
         now_ns = time.monotonic_ns()
         session = _Session(
             target=target,
-            feed=feed,
+            feed=Feed(),
             pidfd=pidfd,
             uid=uid,
             started_ns=now_ns,
             until_ns=now_ns + int(seconds * 1e9),
             most_percent=most_percent,
             call_ns=call_ns,
-            process_cpu_s=_cpu_seconds(pid),
+            process_cpu_s=_cpu_seconds(target.pid),
             ticked_ns=now_ns,
         )
         self._tell(
             session,
             "begin",
             v=1,
-            pid=pid,
-            comm=_comm(pid),
+            pid=target.pid,
+            comm=_comm(target.pid),
             seconds=seconds,
             call_ns=round(call_ns),
             libraries=[
@@ -159,10 +175,7 @@ class Deep:
                 for path, functions in target.libraries.items()
             ],
         )
-        with self._lock:
-            self._beginning.pop(pid, None)
-            self._sessions[pid] = session
-        return feed
+        return session
 
     def _make_room(self, pid: int, uid: int | None) -> None:
         if pid in self._sessions or pid in self._beginning:

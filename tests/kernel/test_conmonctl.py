@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import socket
@@ -131,7 +132,7 @@ class EndsMeanwhile(conmon.Daemon):
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_tail_loses_nothing_that_ends_while_it_reads_what_was(capsys, tmp_path, as_json):
-    comm = "curl-of-tail"
+    comm = "tailed"
     (tmp_path / comm).symlink_to(shutil.which("curl"))
     daemon = Daemon("--json")
     asked = EndsMeanwhile(daemon.socket)
@@ -266,6 +267,24 @@ def test_top_goes_from_all_to_one_record_and_back(running, refused):
         await screen.until(lambda: "whole" in screen.words() or "freeze" in screen.words())
 
     drive(running, script)
+
+
+def test_top_shows_the_newest_of_many(running):
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        made = [socket.create_connection(server.getsockname()) for _ in range(107)]
+        client = conmon.Daemon(running.socket)
+        first, last = (conmon.take(sock, path=client.path).id for sock in (made[0], made[-1]))
+
+        async def script(screen, pilot):
+            await screen.until(lambda: screen.rows())
+            await pilot.press("enter")
+            await screen.until(lambda: last in getattr(screen.app.screen, "records", ()))
+            assert next(iter(screen.app.screen.records)) == last
+            assert first not in screen.app.screen.records
+
+        drive(running, script, pid=os.getpid())
+        for sock in made:
+            sock.close()
 
 
 def test_top_says_when_the_daemon_is_gone(tmp_path):
