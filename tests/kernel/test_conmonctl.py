@@ -97,7 +97,7 @@ def test_the_doctor_tells_a_stranger_nothing_of_others(running, refused, tmp_pat
             assert set(everybodys) == {None}
             assert "/" not in "".join(answer["unseen"])
             assert [line for line in _doctor_lines(answer) if line.startswith("maps, lost")]
-            own = json.loads(ctl(daemon, "doctor", "--json").stdout)
+            own = conmon.Daemon(daemon.socket).doctor()
             jsonschema.Draft202012Validator(DOCTOR).validate(own)
             assert None not in (own["lost_total"], own["clients"], own["maps"][0]["entries"])
     finally:
@@ -107,7 +107,7 @@ def test_the_doctor_tells_a_stranger_nothing_of_others(running, refused, tmp_pat
 def test_tail_shows_what_was_and_what_comes(running, refused):
     process = subprocess.Popen(
         [sys.executable, "-m", "monitor.cli.conmonctl", "tail", "--failed", "--since", "1h",
-         "--socket", running.socket], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+         "--comm", "curl", "--socket", running.socket], cwd=ROOT, stdout=subprocess.PIPE, text=True,
         # where the tests run in the background, Ctrl-C is ignored by all that they start
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
