@@ -91,7 +91,7 @@ def conmond(
     started = time.monotonic()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "monitor.cli.conmond"),
+            *(sys.executable, "-m", "monitor.cli.conmond", "--config", ""),
             *(() if history else ("--no-history",)),
             *options,
         ],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .client import Daemon, take
 from .errors import (
+    BadRequest,
     ConmonError,
     ConnectFailed,
     DaemonAnswerError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attempt",
+    "BadRequest",
     "ConmonError",
     "ConnectFailed",
     "Daemon",

@@ -14,7 +14,14 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from .errors import DaemonAnswerError, DaemonError, DaemonUnreachable, NotFound, NotPermitted
+from .errors import (
+    BadRequest,
+    DaemonAnswerError,
+    DaemonError,
+    DaemonUnreachable,
+    NotFound,
+    NotPermitted,
+)
 from .record import Record
 
 __all__ = ["DEFAULT_SOCKET", "Daemon", "take"]
@@ -94,7 +101,12 @@ class Daemon:
         return self.get("/v1/processes", **parameters)
 
     def connections(self, **parameters: Any) -> list[Record]:
-        """Return the records of connections that are open now, oldest first."""
+        """Return the records of connections that are open now, oldest first.
+
+        Args:
+            limit: how many at most.
+            order: oldest or newest, which comes first.
+        """
         return [_record(row) for row in self._list("/v1/connections", "connections", parameters)]
 
     def records(self, *, count: int | None = None, **parameters: Any) -> Iterator[Record]:
@@ -175,17 +187,19 @@ class Daemon:
         return data
 
     def stream_lines(self, **parameters: Any) -> Iterator[bytes]:
-        """Yield each line of the stream as it came, without those that only keep it alive."""
-        with _Exchange(self.path, self.timeout) as exchange:
+        """Return each line of the stream as it came, without those that only keep it alive.
+
+        It is asked for at once, before the first is taken: what ends from now on is in it.
+        """
+        exchange = _Exchange(self.path, self.timeout)
+        try:
             response = exchange.request(_target("/v1/stream", parameters))
             # a heartbeat comes every 15 s
             exchange.patience(60.0)
-            while True:
-                line = exchange.line(response)
-                if not line:
-                    raise DaemonUnreachable("conmond ended the stream")
-                if line.strip():
-                    yield line
+        except BaseException:
+            exchange.close()
+            raise
+        return _lines(exchange, response)
 
     def _list(self, path: str, name: str, parameters: dict[str, Any]) -> list[Any]:
         rows = self.get(path, **parameters).get(name)
@@ -232,6 +246,10 @@ class _Exchange:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Break the connection off."""
         self._connection.close()
 
     def patience(self, seconds: float) -> None:
@@ -257,6 +275,8 @@ class _Exchange:
             raise NotPermitted(sentence)
         if response.status == 404:
             raise NotFound(sentence)
+        if response.status == 400:
+            raise BadRequest(sentence)
         raise DaemonAnswerError(sentence)
 
     def body(self, response: Any) -> bytes:
@@ -288,6 +308,16 @@ class _Exchange:
     def _broken(self, exc: Exception) -> DaemonUnreachable:
         reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
         return DaemonUnreachable(f"conmond at {self._path} broke off: {reason}")
+
+
+def _lines(exchange: _Exchange, response: Any) -> Iterator[bytes]:
+    with exchange:
+        while True:
+            line = exchange.line(response)
+            if not line:
+                raise DaemonUnreachable("conmond ended the stream")
+            if line.strip():
+                yield line
 
 
 def _target(path: str, parameters: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .record import Record
 
 __all__ = [
+    "BadRequest",
     "ConmonError",
     "ConnectFailed",
     "DaemonAnswerError",
@@ -53,3 +54,7 @@ class NotFound(DaemonError):
 
 class DaemonAnswerError(DaemonError):
     """It refused the question, or its answer cannot be read."""
+
+
+class BadRequest(DaemonAnswerError):
+    """It was asked for what it does not have: a wrong parameter, or a wrong value of one."""

@@ -164,6 +164,8 @@ def _read_table(
             _read_table(value, path, values, text, name)
             continue
         where = f"{name} line {_line_of(path, text)}"
+        if path in _TABLES:
+            raise ConfigError(f"{where}: {dotted} is a table, written [{dotted}], and no value")
         if path not in _KEYS:
             known = sorted(".".join(known) for known in (*_KEYS, *_TABLES) if known[:-1] == above)
             known_keys = ", ".join(known)

@@ -182,7 +182,7 @@ class Daemon:
         self._identities = ProcIdentities(self.kernel.cgroup, cmdlines=self.options.cmdlines)
         self._libraries = Libraries(self.kernel.loaded)
         unseen = [*self.kernel.attached.unseen(), *self._libraries.start()]
-        for sentence in unseen:
+        for sentence in (*unseen, *self._libraries.unprobed):
             say(sentence)
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read(8)
@@ -208,7 +208,7 @@ class Daemon:
             json_line,
         )
         if self.options.serve is not None:
-            self._older = Older()
+            self._older = Older(self._lock, self._cookies)
         self._view = View(
             lock=self._lock,
             kernel=self.kernel,
@@ -252,11 +252,13 @@ class Daemon:
             if serve.insist:
                 raise
             say(f"{exc}; this one answers no queries")
+            self._older = None
             return
         self._view.server = self._server
         self._server.start()
         if self._older is not None:
-            self._older.start()
+            with self._lock:
+                self._older.start()
 
     def loop(self) -> int:
         """Run until told to stop; see :func:`run`."""
@@ -361,6 +363,8 @@ class Daemon:
                 data.release()
             if isinstance(event, ConnEvent):
                 self._note_start(event.pid, event.start_ns)
+                if self._older is not None:
+                    self._older.ended(event.cookie)
                 if self._view.deep_sessions is not None:
                     self._view.deep_sessions.ended(event)
                 if event.flags & ConnFlag.SYNC_FAIL:
@@ -369,6 +373,8 @@ class Daemon:
                 self._note_start(event.task.pid, event.task.start_ns)
             elif isinstance(event, ExecEvent):
                 self._identities.learn(event)
+                if self._view.deep_sessions is not None:
+                    self._view.deep_sessions.executed(event.task.pid)
             elif isinstance(event, PlainEvent):
                 if self._view.deep_sessions is not None:
                     self._view.deep_sessions.plain(event)
@@ -406,6 +412,14 @@ class Daemon:
         if self._core.wants_snapshot():
             self._snapshot(time.monotonic_ns())
         self._pass_on()
+
+    def _cookies(self) -> set[int]:
+        """Of all connections in the map; what ended before has been handed on."""
+        found = {
+            fields[9] for batch in self.kernel.connection_batches() for fields in peek_conns(batch)
+        }
+        self._read_ring()
+        return found
 
     # Records name a process by its pid alone; the statistics tell it from a later one.
     def _note_start(self, pid: int, start_ns: int) -> None:

@@ -1,9 +1,9 @@
 """`deep`: plaintext of one process's TLS, read for a bounded time and told as it comes.
 
 A session belongs to the request that asked for it: it ends when its time is up, when the process
-or the daemon ends, when it costs the process more than was allowed, or when nobody reads its
-answer any more. What it tells are lines of JSON: ``begin``, a ``turn`` for each request and answer,
-``cost`` once a second, ``end``.
+or the daemon ends, when it costs the process more than was allowed, when the process is no longer
+its reader's to look into, or when nobody reads its answer any more. What it tells are lines of
+JSON: ``begin``, a ``turn`` for each request and answer, ``cost`` once a second, ``end``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from monitor.api.answer import Feed, to_json
 from monitor.correlate import Clock, Correlator
 from monitor.correlate.plain import Turn
 from monitor.decode import ConnEvent, PlainEvent, decode_conn
-from monitor.errors import MonitorError, SourceError
+from monitor.errors import MonitorError
 from monitor.kernel.deep import DeepProbes, DeepTarget
 from monitor.kernel.kernel import Kernel
 
 __all__ = ["Deep", "DeepBusy", "DeepForbidden", "DeepGone"]
 
-MAX_SESSIONS: Final = 4
+MAX_SESSIONS: Final = 4  # one of them is root's
+MAX_OF_USER: Final = 2
 _TICK_NS: Final = 1_000_000_000
 _MOST_LINES: Final = 20_000  # waiting for a reader; beyond, turns are counted and not told
 
@@ -53,6 +54,8 @@ class _Session:
     target: DeepTarget
     feed: Feed
     pidfd: int
+    uid: int | None
+    """Of who reads it."""
     started_ns: int
     until_ns: int
     most_percent: float
@@ -80,7 +83,7 @@ class Deep:
         self._lock = lock
         self._probes = DeepProbes(kernel)
         self._sessions: dict[int, _Session] = {}
-        self._beginning: set[int] = set()
+        self._beginning: dict[int, int | None] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -92,58 +95,79 @@ class Deep:
 
         Args:
             pid: in the daemon's pid namespace.
-            asker: root, or the process's own user.
+            asker: root, or the process's own user, unless it keeps others from looking into it
+                (prctl PR_SET_DUMPABLE; programs that run with more rights than their user).
             seconds: until it ends by itself.
             most_percent: of one CPU, the most that it may cost the process in any second.
         Raises:
             DeepForbidden, DeepGone, DeepBusy: as they say.
             MonitorError: nothing in it can be read, or the kernel refuses; one sentence.
         """
-        if asker.uid != 0 and _uids(pid) != {asker.uid}:
-            raise DeepForbidden("only root and its own user may read what a process encrypts")
         try:
             pidfd = os.pidfd_open(pid)
         except (OSError, OverflowError) as exc:
             raise DeepGone(f"there is no process {pid}") from exc
         try:
-            return self._begin(pid, pidfd, seconds, most_percent)
+            _check(pid, pidfd, asker.uid)
+            return self._begin(pid, pidfd, asker.uid, seconds, most_percent)
         except BaseException:
             os.close(pidfd)
             raise
 
-    def _begin(self, pid: int, pidfd: int, seconds: float, most_percent: float) -> Feed:
+    def _begin(
+        self, pid: int, pidfd: int, uid: int | None, seconds: float, most_percent: float
+    ) -> Feed:
         with self._lock:
-            if pid in self._sessions or pid in self._beginning:
-                raise DeepBusy(f"process {pid} is being read already")
-            if len(self._sessions) + len(self._beginning) >= MAX_SESSIONS:
-                raise DeepBusy(f"{MAX_SESSIONS} processes are being read already")
-            self._beginning.add(pid)
+            self._make_room(pid, uid)
+            self._beginning[pid] = uid
+        target = None
         try:
             call_ns = self._probes.call_ns()
             target = self._probes.open(pid)
+            session = self._session(target, pidfd, uid, seconds, most_percent, call_ns)
+            with self._lock:
+                # It may have become another program meanwhile; if it does after this, the ring says
+                # so, which is read with the lock held.
+                _check(pid, pidfd, uid)
+                del self._beginning[pid]
+                self._sessions[pid] = session
         except BaseException:
             with self._lock:
-                self._beginning.discard(pid)
+                if target is not None:
+                    self._probes.close(target)
+                self._beginning.pop(pid, None)
+                self._core.plain.drop(pid)
             raise
-        feed = Feed()
+        return session.feed
+
+    def _session(
+        self,
+        target: DeepTarget,
+        pidfd: int,
+        uid: int | None,
+        seconds: float,
+        most_percent: float,
+        call_ns: float,
+    ) -> _Session:
         now_ns = time.monotonic_ns()
         session = _Session(
             target=target,
-            feed=feed,
+            feed=Feed(),
             pidfd=pidfd,
+            uid=uid,
             started_ns=now_ns,
             until_ns=now_ns + int(seconds * 1e9),
             most_percent=most_percent,
             call_ns=call_ns,
-            process_cpu_s=_cpu_seconds(pid),
+            process_cpu_s=_cpu_seconds(target.pid),
             ticked_ns=now_ns,
         )
         self._tell(
             session,
             "begin",
             v=1,
-            pid=pid,
-            comm=_comm(pid),
+            pid=target.pid,
+            comm=_comm(target.pid),
             seconds=seconds,
             call_ns=round(call_ns),
             libraries=[
@@ -151,16 +175,32 @@ class Deep:
                 for path, functions in target.libraries.items()
             ],
         )
-        with self._lock:
-            self._beginning.discard(pid)
-            self._sessions[pid] = session
-        return feed
+        return session
+
+    def _make_room(self, pid: int, uid: int | None) -> None:
+        if pid in self._sessions or pid in self._beginning:
+            raise DeepBusy(f"process {pid} is being read already")
+        readers = [session.uid for session in self._sessions.values()]
+        readers += self._beginning.values()
+        if uid != 0 and readers.count(uid) >= MAX_OF_USER:
+            raise DeepBusy(f"{MAX_OF_USER} processes are being read for this user already")
+        most = MAX_SESSIONS if uid == 0 else MAX_SESSIONS - 1
+        if len(readers) >= most:
+            raise DeepBusy(f"{most} processes are being read already")
 
     # -- from the daemon's loop ---------------------------------------------------------------
 
     def plain(self, event: PlainEvent) -> None:
         """Take in what a call moved."""
+        if event.pid not in self._sessions and event.pid not in self._beginning:
+            return  # it has ended, or may no longer be read
         self._turns(event.pid, self._core.plain.add(event))
+
+    def executed(self, pid: int) -> None:
+        """A process runs another program: what follows in the ring is that one's."""
+        session = self._sessions.get(pid)
+        if session is not None and (why := _over(session)) is not None:
+            self._end(session, why)
 
     def ended(self, conn: ConnEvent) -> None:
         """A connection ends: its last turn is complete. Before the correlator takes it in."""
@@ -179,8 +219,8 @@ class Deep:
         for session in list(self._sessions.values()):
             if session.feed.closed:
                 self._end(session, "reader")
-            elif _has_ended(session.pidfd):
-                self._end(session, "process")
+            elif (why := _over(session)) is not None:
+                self._end(session, why)
             elif now_ns >= session.until_ns:
                 self._end(session, "time")
             elif now_ns - session.ticked_ns >= _TICK_NS:
@@ -240,6 +280,9 @@ class Deep:
     def _cost(self, session: _Session, now_ns: int) -> None:
         calls = self._probes.calls(session.target)
         self._probes.refresh(session.target)
+        if (why := _over(session)) is not None:  # and its pid, probed anew, another's
+            self._end(session, why)
+            return
         fresh = calls - session.ticked_calls
         percent = 100 * fresh * session.call_ns / (now_ns - session.ticked_ns)
         session.ticked_ns, session.ticked_calls = now_ns, calls
@@ -269,7 +312,8 @@ class Deep:
         self._sessions.pop(pid, None)
         self._core.plain.drop(pid)
         os.close(session.pidfd)
-        cost["process_cpu_us"] = None if why == "process" else cost["process_cpu_us"]
+        if why in ("process", "user"):
+            cost["process_cpu_us"] = None
         self._tell(session, "end", why=why, turns=session.turns, untold=session.untold, **cost)
         session.feed.end()
 
@@ -283,15 +327,39 @@ def _has_ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _uids(pid: int) -> set[int]:
+# What is read of /proc is the process's own, since no other gets its pid before it has ended.
+def _permitted(pid: int, pidfd: int, uid: int | None) -> bool:
+    permitted = uid == 0 or _whose(pid) == {uid}
+    if _has_ended(pidfd):
+        raise DeepGone(f"there is no process {pid}")
+    return permitted
+
+
+def _check(pid: int, pidfd: int, uid: int | None) -> None:
+    if not _permitted(pid, pidfd, uid):
+        raise DeepForbidden("only root and its own user may read what a process encrypts")
+
+
+def _over(session: _Session) -> str | None:
+    try:
+        permitted = _permitted(session.target.pid, session.pidfd, session.uid)
+    except DeepGone:
+        return "process"
+    return None if permitted else "user"
+
+
+# Its uids, and who owns its files in /proc: not its user where it is not to be looked into, since
+# it had or has more rights than they (the kernel's "dumpable").
+def _whose(pid: int) -> set[int]:
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+            owner = os.fstat(lines.fileno()).st_uid
             for line in lines:
                 if line.startswith("Uid:"):
-                    return {int(uid) for uid in line.split()[1:]}
+                    return {owner, *(int(uid) for uid in line.split()[1:])}
     except OSError as exc:
         raise DeepGone(f"there is no process {pid}") from exc
-    raise SourceError(f"/proc/{pid}/status does not say whose it is")
+    return set()
 
 
 def _comm(pid: int) -> str | None:

@@ -6,9 +6,9 @@ Every method is to be called with the daemon's lock held.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from heapq import nsmallest
+from heapq import nlargest, nsmallest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conmon.names import plain_address
@@ -60,35 +60,43 @@ class OpenNow:
     boot_offset_ns: int
     older: Older | None
 
-    def rows(self, filters: Filters, most: int | None) -> tuple[list[OpenRow], int]:
+    def rows(
+        self, filters: Filters, most: int | None, *, newest: bool = False
+    ) -> tuple[list[OpenRow], int]:
         """Return those of the wanted processes and users, the oldest first, and how many.
 
         Args:
             filters: what else they decide is left to the caller, and with it ``most``.
             most: how many rows are wanted.
+            newest: the newest first instead.
         """
-        rows = [
-            OpenRow(0, 0, conn.cookie, conn)
-            for conn in self._older()
-            if filters.match_process(conn.pid, conn.uid)
-        ]
-        total = len(rows)
+        older = {conn.cookie: conn for conn in self._older()}
+        total = 0
 
         def seen() -> Iterator[tuple[int, int, int]]:
             nonlocal total
             for batch in self.kernel.connection_batches():
                 for fields in peek_conns(batch):
                     _, _, _, _, pid, _, uid, _, sk, cookie, connect_ns, _, phase = fields
+                    if older:
+                        older.pop(cookie, None)  # an old socket that was connected once more
                     if phase and filters.match_process(pid, uid):
                         total += 1
                         yield connect_ns, sk, cookie
 
-        if most is None or filters.need_record:
-            oldest = sorted(seen())
+        cut = most is not None and not filters.need_record
+        if most is None or not cut:
+            found = sorted(seen(), reverse=newest)
         else:
-            del rows[most:]
-            oldest = nsmallest(most - len(rows), seen())  # not all ten thousand are kept
-        return rows + [OpenRow(*row) for row in oldest], total
+            found = (nlargest if newest else nsmallest)(most, seen())  # not all are kept
+        rows = [OpenRow(*row) for row in found]
+        before = [
+            OpenRow(0, 0, conn.cookie, conn)
+            for conn in older.values()
+            if filters.match_process(conn.pid, conn.uid)
+        ]
+        rows = rows + before if newest else before + rows
+        return rows[:most] if cut else rows, total + len(before)
 
     def live(self, rows: list[OpenRow]) -> dict[int, LiveFigures]:
         """Return what their sockets say now, for :meth:`describe`."""
@@ -114,16 +122,20 @@ class OpenNow:
         return self.core.describe(event, _tcp_of(live)), _tcp_state(live.tcp_state), False
 
     def by_cookie(self, cookie: int) -> Record | None:
-        """Return the record of an open socket; None where there is none."""
+        """Return the record of an open socket whose begin was seen; None where there is none."""
         data = self.kernel.connection_by_cookie(cookie)
         if data is None:
-            for conn in self._older():
-                if conn.cookie == cookie:
-                    return self._older_record(conn)
             return None
         event = decode_conn(data)
         live = self.kernel.live_figures([(event.sk, cookie)]).get(event.sk)
         return self.core.describe(event, _tcp_of(live) if live is not None else None)
+
+    def older_by_cookie(self, cookie: int) -> Record | None:
+        """Likewise, of one that is older than the daemon."""
+        for conn in self._older():
+            if conn.cookie == cookie:
+                return self._older_record(conn)
+        return None
 
     def groups(self) -> list[OpenConns]:
         """Return all, summed up by process and host."""
@@ -131,6 +143,7 @@ class OpenNow:
         starts: dict[int, int] = {}
         offset_ns = self.clock.offset_ns
         open_host = self.core.open_host
+        older = {conn.cookie: conn for conn in self._older()}
         for batch in self.kernel.connection_batches():
             seen = [
                 fields for fields in peek_conns(batch) if fields[11]
@@ -138,7 +151,9 @@ class OpenNow:
             live = self.kernel.live_bytes([(fields[8], fields[9]) for fields in seen])
             live += [(0, 0)] * (len(seen) - len(live))
             for fields, (sent, received) in zip(seen, live, strict=True):
-                start_ns, cgroup_id, _, _, pid, _, uid, comm, sk, _, connect_ns, _, _ = fields
+                start_ns, cgroup_id, _, _, pid, _, uid, comm, sk, cookie, connect_ns, _, _ = fields
+                if older:
+                    older.pop(cookie, None)
                 host = open_host((sk, connect_ns))
                 key = (pid, start_ns, comm, cgroup_id, uid, host)
                 group = groups.get(key)
@@ -148,7 +163,7 @@ class OpenNow:
                 group.began_ns.append(connect_ns + offset_ns)
                 group.sent += sent
                 group.received += received
-        for conn in self._older():
+        for conn in older.values():
             older_key = (conn.pid, conn.start_ticks, conn.comm, conn.cgroup_id, conn.uid)
             group = groups.get(older_key)
             if group is None:
@@ -180,7 +195,7 @@ class OpenNow:
 
     # -- older than the daemon ----------------------------------------------------------------
 
-    def _older(self) -> tuple[OlderConn, ...]:
+    def _older(self) -> Collection[OlderConn]:
         return self.older.listed() if self.older is not None else ()
 
     def _older_group(self, conn: OlderConn, starts: dict[int, int]) -> OpenConns:

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from conmon.record import Record
 
 __all__ = [
+    "DEFAULT_CONFIG",
     "DEFAULT_SOCKET",
     "DEFAULT_STATE_DIR",
     "Config",
@@ -18,6 +19,7 @@ __all__ = [
     "StatsLimits",
 ]
 
+DEFAULT_CONFIG: Final = "/etc/conmond/config.toml"
 DEFAULT_SOCKET: Final = "/run/conmond/conmond.sock"
 DEFAULT_STATE_DIR: Final = "/var/lib/conmond"
 
@@ -49,12 +51,11 @@ class StatsLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryOptions:
-    """Where records are kept, and for how long. ``insist``: as for the query socket."""
+    """Where records are kept, and for how long."""
 
     folder: str = DEFAULT_STATE_DIR
     max_age_s: float = 7 * 86_400
     max_bytes: int = 1_000_000_000
-    insist: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

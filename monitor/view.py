@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["View"]
 
 _ROWS_AT_A_TIME: Final = 100  # the lock is given up between
+_OLDER_UNSEEN: Final = "not all connections that are older than conmond can be listed"
 _LIBRARY_KINDS: Final = {
     "getaddrinfo": "libc",
     "gethostbyname_r": "libc",
@@ -94,6 +95,19 @@ class View:
         """A process's start, from CLOCK_BOOTTIME to nanoseconds since 1970."""
         return start_ns + self._boot_offset_ns
 
+    def stale(self) -> bool:
+        """See :class:`monitor.api.routes.Source`."""
+        return self.older is not None and self.older.stale
+
+    def freshen(self) -> None:
+        """See :class:`monitor.api.routes.Source`."""
+        older = self.older
+        if older is None:
+            return
+        with self.lock:
+            older.start()
+        older.wait()
+
     # -- statistics ---------------------------------------------------------------------------
 
     def processes(self, query: StatsQuery) -> dict[str, Any]:
@@ -107,11 +121,13 @@ class View:
 
     # -- connections --------------------------------------------------------------------------
 
-    def connections(self, filters: Filters, most: int | None) -> Iterator[bytes]:
+    def connections(
+        self, filters: Filters, most: int | None, *, newest_first: bool
+    ) -> Iterator[bytes]:
         """See :class:`monitor.api.routes.Source`."""
         with self.lock:
             self.catch_up()
-            rows, total = self._open.rows(filters, most)
+            rows, total = self._open.rows(filters, most, newest=newest_first)
             at = _text(self.now_ns())
         return self._connection_pieces(rows, total, at, filters, most)
 
@@ -207,28 +223,18 @@ class View:
                 return self._by_cookie(int(number, 16), uid_only, history)
             except ValueError:
                 return None
+        record: Record | None
         if history:
+            self.freshen()
+            with self.lock:
+                record = self._open.older_by_cookie(cookie)
+            if record is not None:
+                return self._shown(record, uid_only)
             return self._from_history(identifier, uid_only)
         with self.lock:
             self.catch_up()
-            record = self.keep.recent.get(identifier)
-        return self._shown(record, uid_only) if record is not None else None
-
-    def take(self, cookie: int, uid_only: int | None, *, history: bool) -> bytes | None:
-        """See :class:`monitor.api.routes.Source`."""
-        if not 0 < cookie < 1 << 64:
-            return None
-        return self._by_cookie(cookie, uid_only, history)
-
-    def _by_cookie(self, cookie: int, uid_only: int | None, history: bool) -> bytes | None:
-        identifier = f"{self._boot}-{cookie:x}"
-        if history:
-            return self._from_history(identifier, uid_only)
-        with self.lock:
-            self.catch_up()
-            record = self.keep.recent.get(identifier)
-            if record is None:
-                record = self._open.by_cookie(cookie)
+            # A socket may be connected again after a failure: what is open goes before what ended.
+            record = self._open.by_cookie(cookie) or self.keep.recent.get(identifier)
         return self._shown(record, uid_only) if record is not None else None
 
     def _shown(self, record: Record, uid_only: int | None) -> bytes | None:
@@ -262,7 +268,7 @@ class View:
                 "folded": stats.folded,
             }
             records = self.keep.records
-            unseen = self._unseen()
+            unseen = self._unseen(sees_all=sees_all)
         now_ns = self.now_ns()
         cpu_s = time.process_time()
         age_s = max(1e-9, (now_ns - self.started_ns) / 1e9)
@@ -281,16 +287,16 @@ class View:
             "lockdown": _lockdown(),
             "uretprobes": self.libraries.return_probes,
             "maps": [
-                {"name": name, "entries": entries, "max_entries": most}
+                {"name": name, "entries": entries if sees_all else None, "max_entries": most}
                 for name, (entries, most) in maps.items()
             ],
-            "lost": lost,
-            "lost_total": sum(lost.values()),
+            "lost": lost if sees_all else None,
+            "lost_total": sum(lost.values()) if sees_all else None,
             "records": records if sees_all else None,
             "open": maps["conn_by_sk"][0] if sees_all else None,
             "history": self._history_status(sees_all),
             "stats": sizes if sees_all else None,
-            "clients": self._clients(),
+            "clients": self._clients() if sees_all else None,
             "cost": {
                 "cpu_seconds": round(cpu_s, 3),
                 "cpu_percent": round(100 * cpu_s / age_s, 3),
@@ -300,9 +306,14 @@ class View:
             "unseen": unseen,
         }
 
-    def _unseen(self) -> list[str]:
-        older = self.older.failed if self.older is not None else None
-        return [*self.unseen, *(why for why in (self.kernel.live_failed, older) if why)]
+    # Which libraries others use, and why their sockets cannot be listed, is theirs to know.
+    def _unseen(self, *, sees_all: bool) -> list[str]:
+        found = [*self.unseen, *(self.libraries.unprobed if sees_all else ())]
+        if self.kernel.live_failed:
+            found.append(self.kernel.live_failed)
+        if self.older is not None and self.older.failed:
+            found.append(self.older.failed if sees_all else _OLDER_UNSEEN)
+        return found
 
     def metrics(self) -> bytes:
         """See :class:`monitor.api.routes.Source`."""
@@ -371,12 +382,12 @@ class View:
         status = history.status()
         return {
             "enabled": status.enabled,
-            "path": str(status.path),
+            "path": str(status.path) if sees_all else None,
             "records": status.records if sees_all else None,
             "bytes": status.bytes if sees_all else None,
             "oldest": _text(status.oldest_ns) if sees_all and status.oldest_ns else None,
-            "dropped": status.dropped,
-            "error": status.error,
+            "dropped": status.dropped if sees_all else None,
+            "error": status.error if sees_all else None,
         }
 
     def _clients(self) -> dict[str, int]:

@@ -49,10 +49,18 @@ class Source(Protocol):
     def now_ns(self) -> int:
         """Nanoseconds since 1970."""
 
+    def stale(self) -> bool:
+        """Whether :meth:`freshen` is to be called before open connections are asked for."""
+
+    def freshen(self) -> None:
+        """Bring what is known of open connections up to date. Takes seconds at worst."""
+
     def processes(self, query: StatsQuery) -> dict[str, Any]:
         """Statistics, as JSON types."""
 
-    def connections(self, filters: Filters, most: int | None) -> Iterator[bytes]:
+    def connections(
+        self, filters: Filters, most: int | None, *, newest_first: bool
+    ) -> Iterator[bytes]:
         """Open connections, as the answer's JSON in pieces."""
 
     def records(
@@ -184,11 +192,29 @@ class Routes:
             sort=_choice(given, "sort", _SORT),
             limit=limit(given, None, 10**6),
         )
-        return json_answer(self._source.processes(query))
+        return self._fresh(lambda: json_answer(self._source.processes(query)))
 
     def _connections(self, given: dict[str, str], asker: Asker) -> Reply:
-        filters = self._filters(given, asker, "limit")
-        return Answer(200, self._source.connections(filters, limit(given, None, 10**6)))
+        filters = self._filters(given, asker, "limit", "order")
+        most = limit(given, None, 10**6)
+        newest = _choice(given, "order", ("oldest", "newest")) == "newest"
+        return self._fresh(
+            lambda: Answer(200, self._source.connections(filters, most, newest_first=newest))
+        )
+
+    # Only where it takes long does it queue behind others that do.
+    def _fresh(self, find: Callable[[], Answer]) -> Reply:
+        if not self._source.stale():
+            return find()
+
+        def wait_and_find() -> Answer:
+            try:
+                self._source.freshen()
+                return find()
+            except MonitorError as exc:
+                return error(503, str(exc))
+
+        return Later(wait_and_find)
 
     def _records(self, given: dict[str, str], asker: Asker) -> Reply:
         filters = self._filters(given, asker, "since", "until", "limit", "before", "order")

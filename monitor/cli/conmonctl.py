@@ -12,13 +12,17 @@ import monitor
 from conmon import cli
 from conmon.cli import add_probe_arguments
 from conmon.escape import printable
-from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from monitor.cli.say import SENTENCE_LIMIT
 
 __all__ = ["main", "make_parser"]
 
 EXIT_UNREACHABLE = 3
 EXIT_NOT_PERMITTED = 4
+SORTS = (
+    "opened", "failed", "open", "bytes", "dns_us", "sockconn_us", "tls_us", "txn_resp_us",
+    "comm", "pid",
+)  # fmt: skip
 
 DESCRIPTION = """\
 Asks a running conmond what this host's connections took.
@@ -49,7 +53,7 @@ def make_parser() -> Parser:
     common = Parser("", "", parents=(socket,), add_help=False)
     common.add_argument("--json", action="store_true", help="as JSON, for programs")
     filters = Parser("", "", add_help=False)
-    filters.add_argument("--pid", type=_number, help="of this process")
+    filters.add_argument("--pid", type=_pid, help="of this process")
     filters.add_argument("--comm", metavar="NAME", help="of processes with this name")
     filters.add_argument("--unit", help="of this systemd unit")
     filters.add_argument("--container", metavar="ID", help="of this container (or its beginning)")
@@ -67,15 +71,18 @@ def make_parser() -> Parser:
         return added
 
     ps = command("ps", "statistics per process", filters, limit)
-    ps.add_argument("--since", metavar="TIME", help="only what ended since (5m, or a time)")
+    ps.add_argument(
+        "--since", type=_moment, metavar="TIME", help="only what ended since (5m, or a time)"
+    )
     ps.add_argument(
         "--by",
         choices=("process", "comm", "unit", "container", "uid", "host"),
         metavar="WHAT",
         help="one row a process, comm, unit, container, uid or host",
     )
-    ps.add_argument("--sort", metavar="KEY", help="opened, failed, open, bytes, dns_us, "
-                    "sockconn_us, tls_us, txn_resp_us, comm or pid")  # fmt: skip
+    ps.add_argument(
+        "--sort", choices=SORTS, metavar="KEY", help=f"{', '.join(SORTS[:-1])} or {SORTS[-1]}"
+    )
     conns = command("conns", "connections that are open now", filters, limit)
     conns.add_argument(
         "--userspace",
@@ -90,8 +97,10 @@ def make_parser() -> Parser:
     add_probe_arguments(probed)
     tail = command("tail", "records as connections end, until Ctrl-C", filters)
     tail.add_argument("--failed", action="store_true", help="failed ones alone")
-    tail.add_argument("--slow", metavar="TIME", help="those with a phase of at least so long")
-    tail.add_argument("--since", metavar="TIME", help="first those that ended since")
+    tail.add_argument(
+        "--slow", type=_duration, metavar="TIME", help="those with a phase of at least so long"
+    )
+    tail.add_argument("--since", type=_moment, metavar="TIME", help="first those that ended since")
     show = command("show", "one record, drawn as a waterfall")
     show.add_argument("id", metavar="ID", help="of the record, as conns and tail --json give it")
     top = commands.add_parser(
@@ -104,9 +113,14 @@ def make_parser() -> Parser:
     deep = command(
         "deep", "what a process says inside TLS, for a bounded time, and what that costs it"
     )
-    deep.add_argument("--pid", type=_number, required=True, metavar="N", help="the process")
+    deep.add_argument("--pid", type=_pid, required=True, metavar="N", help="the process")
     deep.add_argument(
-        "--for", dest="for_", default="60s", metavar="TIME", help="how long (60s, the default)"
+        "--for",
+        dest="for_",
+        type=_duration,
+        default="60s",
+        metavar="TIME",
+        help="how long (60s, the default)",
     )
     deep.add_argument(
         "--most",
@@ -139,15 +153,21 @@ def _print_made(given: argparse.Namespace) -> int:
     return 0
 
 
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 10):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+def _number(text: str, most: int = 10**9) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number up to {most}")
+    return int(text)
+
+
+def _pid(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:11]) <= 0x7FFF_FFFF):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the id of a process")
     return int(text)
 
 
 def _uid(text: str) -> int:
     if text.isascii() and text.isdigit():
-        return _number(text)
+        return _number(text, 0xFFFF_FFFF)
     import pwd
 
     try:
@@ -156,13 +176,57 @@ def _uid(text: str) -> int:
         raise argparse.ArgumentTypeError(f"there is no user {text!r}") from exc
 
 
+# Times go to conmond as they are; these only tell at once what it would refuse.
+def _duration(text: str) -> str:
+    from monitor.api.parameters import ParameterError, duration_ns
+
+    try:
+        duration_ns("it", text)
+    except ParameterError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r}: {exc}") from exc
+    return text
+
+
+def _moment(text: str) -> str:
+    from monitor.api.parameters import ParameterError, moment_ns
+
+    try:
+        moment_ns("it", text, 0)
+    except ParameterError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r}: {exc}") from exc
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     Args:
         arguments: without the program's name; None is those of this process.
     """
-    given = make_parser().parse_args(arguments)
+    if sys.stdout is None:
+        return _failed("there is nowhere to write to: stdout is closed", EXIT_FAILED)
+    try:
+        try:
+            return _run(make_parser().parse_args(arguments))
+        finally:
+            sys.stdout.flush()  # of --help and --version too, which end in there
+    except BrokenPipeError:
+        _let_go()
+        return 0  # the reader has seen enough
+    except OSError as exc:
+        _let_go()
+        where = "" if exc.filename is None else f"{exc.filename}: "
+        return _failed(f"cannot go on: {where}{exc.strerror or exc}", EXIT_FAILED)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+# What Python still holds has nowhere to go, and would be a traceback at the end.
+def _let_go() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _run(given: argparse.Namespace) -> int:
     if given.command in ("completion", "man"):
         return _print_made(given)
     try:
@@ -170,30 +234,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return cli.probe(given)
         if given.command == "conns" and given.userspace:
             return cli.conns(given)
-    except conmon.ConmonError as exc:
-        return _failed(exc, EXIT_FAILED)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    from monitor.cli.ctl.commands import COMMANDS
-
-    try:
-        code = COMMANDS[given.command](conmon.Daemon(given.socket), given)
-        sys.stdout.flush()
-        return code
+        return _ask(given)
     except conmon.DaemonUnreachable as exc:
         return _failed(exc, EXIT_UNREACHABLE)
     except conmon.NotPermitted as exc:
         return _failed(exc, EXIT_NOT_PERMITTED)
+    except conmon.BadRequest as exc:
+        return _failed(exc, EXIT_USAGE)
     except conmon.ConmonError as exc:
         return _failed(exc, EXIT_FAILED)
+
+
+def _ask(given: argparse.Namespace) -> int:
+    from monitor.cli.ctl.commands import COMMANDS
+
+    try:
+        return COMMANDS[given.command](conmon.Daemon(given.socket), given)
     except (KeyError, TypeError, AttributeError) as exc:
         return _failed(f"the answer of conmond cannot be read: {exc!r}", EXIT_FAILED)
-    except BrokenPipeError:
-        # the reader has seen enough; what Python still holds has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
 
 
 def _failed(why: object, code: int) -> int:

@@ -15,6 +15,7 @@ from monitor.cli.arguments import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Par
 from monitor.cli.say import SENTENCE_LIMIT, say
 from monitor.errors import MonitorError
 from monitor.options import (
+    DEFAULT_CONFIG,
     DEFAULT_SOCKET,
     DEFAULT_STATE_DIR,
     Config,
@@ -105,7 +106,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="read settings from FILE, such as /etc/conmond/config.toml; flags go before it",
+        help=f"read settings from FILE ({DEFAULT_CONFIG} where that is there; '' reads none); "
+        "flags go before it",
     )
     parser.add_argument(
         "--socket",
@@ -135,11 +137,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Options, Form]:
 
 
 def _config(path: str | None) -> Config:
-    if path is None:
+    if path == "" or (path is None and not os.path.exists(DEFAULT_CONFIG)):
         return Config()
     from monitor.config import read_config  # a parser that only this needs
 
-    return read_config(path)
+    return read_config(path or DEFAULT_CONFIG)
 
 
 def _options(given: argparse.Namespace, *, live: bool) -> Options:
@@ -159,7 +161,7 @@ def _options(given: argparse.Namespace, *, live: bool) -> Options:
         serve=Serve(
             path=named or config.socket,
             # whoever names a path, or runs it as a service, needs it to be answered there
-            insist=named is not None or given.config is not None,
+            insist=named is not None or bool(given.config),
             group=config.group,
             max_clients=config.api_max_clients,
             rate=config.api_max_requests_per_second,

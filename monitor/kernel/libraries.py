@@ -48,12 +48,15 @@ class Libraries:
         """getaddrinfo() is probed wherever it is found, entry and return."""
         self.return_probes = False
         """Probes at return harm nobody here, so there are some."""
+        self.unprobed: list[str] = []
+        """One sentence for each library that was in use at the start and cannot be probed."""
 
     def start(self) -> list[str]:
         """Attach to what is in use now and watch for more.
 
         Returns:
-            One sentence for each thing that will not be seen, and why.
+            One sentence for each thing that will not be seen, and why; for libraries that cannot
+            be probed see ``unprobed``.
         """
         test = check_return_probes()
         if test.result is not ReturnProbes.SAFE:
@@ -87,7 +90,7 @@ class Libraries:
         for status in targets.status():
             # executable memory without a file of its own (memfd) is no library of these
             if status.error is not None and _LIBRARY.search(status.path):
-                missing.append(f"{status.path} is not probed: {status.error}")
+                self.unprobed.append(f"{status.path} is not probed: {status.error}")
         return missing
 
     def fileno(self) -> int | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -20,7 +23,7 @@ from tests.lab.netns import CLEAN_ENV
 from tests.lab.programs import PYTHON
 from tests.lab.servers import Behaviour
 
-pytestmark = pytest.mark.client("gnutls-cli", "ip", "nghttpd", "node")
+pytestmark = pytest.mark.client("gnutls-cli", "ip", "nghttpd", "node", "setpriv")
 
 API = json.loads((ROOT / "monitor/api/openapi.json").read_text())
 ANSWER_S = 0.080
@@ -333,6 +336,63 @@ def test_another_user_may_read_only_their_own(lab, watch, site):
     )  # fmt: skip
     client.close()
     assert "only root and its own user" in done.stdout, done.stderr
+
+
+# Reads a process as nobody: prints what is told, or why nothing is.
+AS_NOBODY = """
+import json, os, sys, conmon
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try:
+    for item in conmon.Daemon(sys.argv[1]).deep(int(sys.argv[2]), for_="20s"):
+        print(json.dumps(item), flush=True)
+except conmon.NotPermitted as exc:
+    print(exc)
+"""
+NOBODYS = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c"]
+
+
+def read_as_nobody(watch, pid):
+    return subprocess.Popen(
+        [sys.executable, "-c", AS_NOBODY, watch.daemon.socket, str(pid)],
+        cwd=ROOT, env=CLEAN_ENV, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_users_process_that_becomes_roots_is_read_no_further(lab, watch):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        program = f"{folder}/sleep"
+        shutil.copy("/usr/bin/sleep", program)
+        os.chmod(program, 0o4755)
+        script = (
+            "import os, ssl, sys\nprint('ready', flush=True)\nsys.stdin.readline()\n"
+            f"os.execv({program!r}, ['sleep', '30'])"
+        )
+        client = Asker(lab, [*NOBODYS, script])
+        reader = read_as_nobody(watch, client.pid)
+        try:
+            assert json.loads(reader.stdout.readline())["kind"] == "begin"
+            client._process.stdin.write("\n")
+            client._process.stdin.flush()
+            last = json.loads(reader.communicate(timeout=10)[0].splitlines()[-1])
+            assert (last["kind"], last["why"]) == ("end", "user")
+        finally:
+            client._process.kill()
+            client._process.communicate()
+
+
+def test_what_keeps_its_user_out_is_roots_to_read(lab, watch):
+    script = (
+        "import ctypes, ssl, sys\nctypes.CDLL(None).prctl(4, 0)\nprint('ready', flush=True)\n"
+        "sys.stdin.readline()"
+    )
+    client = Asker(lab, [*NOBODYS, script])
+    said, _ = read_as_nobody(watch, client.pid).communicate(timeout=10)
+    assert "only root and its own user" in said
+    told = Told(watch, client.pid, for_="0.2s")
+    told.join(5)
+    assert told.of("end")[0]["why"] == "time"
+    client.close()
 
 
 def test_json_is_one_object_a_line(lab, watch, site):

@@ -160,3 +160,94 @@ def test_connections_older_than_the_daemon_are_listed_until_they_end():
             for sock in (near, far, server, near6, far6, server6):
                 sock.close()
             daemon.stop()
+
+
+def test_what_begins_before_the_first_listing_is_there_is_told_once():
+    server, early, early_far = listening_pair()
+    daemon = Daemon("--json")
+    client = conmon.Daemon(daemon.socket)
+    try:
+        fresh = [socket.create_connection(server.getsockname()) for _ in range(5)]
+        ended = cookie(fresh[0])
+        far = [server.accept()[0] for _ in fresh]
+        fresh[1].sendall(b"x" * 1009)
+        rows = wait_for(lambda: row_of(client, cookie(early)) and client.get("/v1/connections"))
+        told = [row["id"] for row in rows["connections"]]
+        assert len(set(told)) == len(told) == rows["total"]
+        before = {row["id"].partition("-")[2]: row["before_daemon"] for row in rows["connections"]}
+        assert before[f"{cookie(early):x}"] is True
+        assert {before[f"{cookie(sock):x}"] for sock in fresh} == {False}
+        open_all, opened, sent, _ = totals(client)
+        far[0].close()
+        fresh[0].close()
+        assert wait_for(lambda: row_of(client, ended) is None, 1.0), "older, once it has ended"
+        assert totals(client)[:3] == [open_all - 1, opened, sent]
+        mine = client.processes(pid=os.getpid(), since="1h")["processes"][0]
+        assert mine["open"] == open_all - 1
+        assert sent == 1009
+    finally:
+        for sock in (server, early, early_far, *fresh, *far):
+            sock.close()
+        daemon.stop()
+
+
+def test_what_is_told_of_older_ones_is_never_older_than_five_seconds():
+    server, near, far = listening_pair()
+    daemon = Daemon("--json")
+    client = conmon.Daemon(daemon.socket)
+    try:
+        assert wait_for(lambda: row_of(client, cookie(near)))
+        far.sendall(b"y" * 1013)
+        time.sleep(5.5)  # nobody asks meanwhile
+        number = cookie(near)
+        assert row_of(client, number)["tcp"]["bytes_received"] == 1013
+        near.close()
+        far.close()
+        time.sleep(5.5)
+        assert row_of(client, number) is None
+    finally:
+        for sock in (server, near, far):
+            sock.close()
+        daemon.stop()
+
+
+def test_a_socket_that_is_connected_again_is_what_it_is_now():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as sock:
+        daemon = Daemon("--json")
+        try:
+            with pytest.raises(ConnectionRefusedError):
+                sock.connect(("127.0.0.1", 1))
+            number = cookie(sock)
+            client = conmon.Daemon(daemon.socket)
+            assert wait_for(lambda: conmon.take(sock, path=daemon.socket).state == "failed")
+            sock.connect(server.getsockname())
+            again = conmon.take(sock, path=daemon.socket)
+            assert (again.state, again.rport) == ("open", server.getsockname()[1])
+            assert client.record(again.id).state == "open"
+            sock.shutdown(socket.SHUT_RDWR)
+            server.accept()[0].close()
+            assert wait_for(lambda: client.take(number).state == "closed")
+        finally:
+            daemon.stop()
+
+
+def test_the_newest_come_first_where_that_is_asked_for():
+    server, early, early_far = listening_pair()
+    daemon = Daemon("--json")
+    client = conmon.Daemon(daemon.socket)
+    try:
+        fresh = [socket.create_connection(server.getsockname()) for _ in range(7)]
+        assert wait_for(lambda: row_of(client, cookie(early)))
+        newest = [f"{cookie(sock):x}" for sock in reversed(fresh)]
+        for limit in (3, None):
+            rows = client.connections(pid=os.getpid(), order="newest", limit=limit)
+            assert [row.id.partition("-")[2] for row in rows][: limit or 7] == newest[:limit]
+        assert rows[-1].start is None, "older than the daemon"
+        # where records must be looked at, too
+        rows = client.connections(comm=rows[0].comm, pid=os.getpid(), order="newest", limit=2)
+        assert [row.id.partition("-")[2] for row in rows] == newest[:2]
+        assert client.connections(pid=os.getpid(), limit=1)[0].start is None
+    finally:
+        for sock in (server, early, early_far, *fresh):
+            sock.close()
+        daemon.stop()

@@ -194,6 +194,22 @@ def test_an_install_below_another_root_touches_nothing_else(built, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_uninstall_removes_what_was_installed_below_every_prefix(built, tmp_path):
+    dest, local = tmp_path / "dest", tmp_path / "local"
+    dest.mkdir()
+    zsh = "/usr/local/share/zsh/site-functions"
+    run("packaging/build", local, "/usr/local", zsh)
+    run("packaging/install", local, "/usr/local", zsh, dest)
+    for _ in range(2):
+        run("packaging/install", built, "/usr", ZSH, dest)
+    for path in (*listed("link", "file", prefix="/usr/local", zsh=zsh), *listed("link", "file")):
+        assert (dest / path[1:]).is_symlink() or (dest / path[1:]).exists(), path
+    lines = (dest / "opt/conmond/installed").read_text().splitlines()
+    assert len(set(lines)) == len(lines)
+    run("packaging/uninstall", dest, "1")
+    assert list(dest.iterdir()) == []
+
+
 def test_the_command_takes_no_module_from_where_it_is_called(built, tmp_path):
     (tmp_path / "monitor").mkdir()
     for name in ("monitor/__init__.py", "argparse.py", "json.py"):

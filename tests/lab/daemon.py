@@ -17,7 +17,8 @@ from typing import Any
 from tests.lab.netns import CLEAN_ENV
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = (sys.executable, "-m", "monitor.cli.conmond")
+# whatever the machine's own configuration says
+PROGRAM = (sys.executable, "-m", "monitor.cli.conmond", "--config", "")
 CONMOND = (*PROGRAM, "--no-history")
 READY_WAIT_S = 30.0
 STOP_WAIT_S = 10.0

@@ -16,6 +16,13 @@ from monitor.errors import SourceError
 from monitor.options import Options
 
 
+@pytest.fixture(autouse=True)
+def usual_config(monkeypatch, tmp_path):
+    """The path that stands in for /etc/conmond/config.toml; nothing is there."""
+    monkeypatch.setattr(conmond, "DEFAULT_CONFIG", str(tmp_path / "config.toml"))
+    return tmp_path / "config.toml"
+
+
 @pytest.fixture
 def daemon(monkeypatch):
     """A stand-in for monitor.daemon that notes what it was given."""
@@ -49,6 +56,29 @@ def daemon(monkeypatch):
 def test_flags_reach_the_daemon(daemon, arguments, options):
     assert conmond.main(arguments) == 0
     assert [call[0] for call in daemon.calls] == [options]
+
+
+def test_the_usual_configuration_is_read_where_it_is_there(usual_config, daemon, tmp_path):
+    usual_config.write_text("[record]\ninbound = true\n")
+    other = tmp_path / "other.toml"
+    other.write_text("[record]\ncmdline = true\n")
+    for words in ([], ["--config", ""], ["--config", str(other)], ["--config", str(usual_config)]):
+        assert conmond.main(["--quiet", *words]) == 0
+    usual, none, named, as_service = (options for options, _ in daemon.calls)
+    assert (usual.inbound, usual.cmdlines) == (True, False)
+    assert none == Options()
+    assert (named.inbound, named.cmdlines) == (False, True)
+    # found, it is no reason to insist on its socket beside the service; named, it is
+    assert (usual.serve.insist, as_service.serve.insist) == (False, True)
+
+
+def test_a_mistake_in_the_usual_configuration_is_said(usual_config, daemon, capsys):
+    usual_config.write_text("record = 5\n")
+    with pytest.raises(SystemExit) as stop:
+        conmond.main(["--quiet"])
+    assert stop.value.code == 2
+    said = f"conmond: {usual_config} line 1: record is a table, written [record], and no value\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("terminal", [True, False])

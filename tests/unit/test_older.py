@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from monitor.kernel.older import Older, OlderConn
+import threading
+import time
+
+from monitor.kernel.older import REFRESH_S, WAIT_S, Older, OlderConn
 
 
 def conn(cookie):
@@ -12,20 +15,28 @@ def conn(cookie):
     )  # fmt: skip
 
 
+def lister(monkeypatch, *listings, begun=()):
+    older = Older(threading.RLock(), lambda: set(begun))
+    left = iter(listings)
+    monkeypatch.setattr(older, "_run", lambda: next(left))
+    return older
+
+
+def cookies(older):
+    return [each.cookie for each in older._conns.values()]
+
+
 def test_later_listings_only_take_away(monkeypatch):
-    older = Older()
-    listings = iter([[conn(1), conn(2)], [conn(2), conn(3)]])
-    monkeypatch.setattr(older, "_run", lambda: next(listings))
+    older = lister(monkeypatch, [conn(1), conn(2)], [conn(2), conn(3)])
     older._list()
-    assert [each.cookie for each in older._conns] == [1, 2]
+    assert cookies(older) == [1, 2]
     older._list()
-    assert [each.cookie for each in older._conns] == [2]  # 3 began later: the probes saw it
+    assert cookies(older) == [2]  # 3 began later: the probes saw it
     assert older.failed is None
 
 
 def test_a_listing_that_fails_takes_nothing_away(monkeypatch):
-    older = Older()
-    monkeypatch.setattr(older, "_run", lambda: [conn(1)])
+    older = lister(monkeypatch, [conn(1)])
     older._list()
 
     def fail():
@@ -33,5 +44,36 @@ def test_a_listing_that_fails_takes_nothing_away(monkeypatch):
 
     monkeypatch.setattr(older, "_run", fail)
     older._list()
-    assert [each.cookie for each in older._conns] == [1]
+    assert cookies(older) == [1]
     assert "no more processes" in older.failed
+
+
+def test_what_began_or_ended_before_the_first_listing_was_there_is_not_older(monkeypatch):
+    older = lister(monkeypatch, [conn(1), conn(2), conn(3)], begun=[2])
+    older.ended(3)
+    older._list()
+    assert cookies(older) == [1]
+    older.ended(1)  # connected once more, and seen
+    assert cookies(older) == []
+
+
+def test_what_was_listed_long_ago_is_stale_until_it_is_listed_again(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    go = threading.Event()
+    older = lister(monkeypatch)
+    monkeypatch.setattr(older, "_run", lambda: go.wait(5) and [conn(1)])
+    older.start()
+    assert older.stale
+    now[0] += WAIT_S  # it takes long: nobody waits any more
+    assert not older.stale
+    older.wait()
+    go.set()
+    older._thread.join(5)
+    assert not older.stale
+    now[0] += REFRESH_S
+    assert older.stale
+    older.start()
+    older.wait()
+    assert not older.stale
+    assert cookies(older) == [1]

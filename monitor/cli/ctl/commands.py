@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import queue
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -16,9 +19,11 @@ from conmon.words import address, columns, count, duration, name, size, user
 __all__ = ["COMMANDS"]
 
 _CONNS_SHOWN: Final = 1000  # more than anybody reads; a program gets all
+_HELD: Final = 20_000  # records that end while older ones are printed
 _DEEP_ENDS: Final = {
     "time": "the time is up",
     "process": "the process ended",
+    "user": "the process is no longer yours to look into",
     "cost": "it cost the process more than was allowed",
     "daemon": "conmond ended",
 }
@@ -107,16 +112,49 @@ def tail(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
     """Records as connections end."""
     chosen = _filters(given, "failed", "slow")
     stream = daemon.stream_lines(**chosen)
+    told: set[tuple[str | None, str | None]] = set()
     if given.since:
+        stream = _held(stream)
+        newest: deque[Record] = deque(maxlen=_HELD)
         for record in daemon.records(since=given.since, order="oldest", **chosen):
             print(record.to_json() if given.json else _record_line(record))
+            newest.append(record)
+        sys.stdout.flush()
+        # one id may have ended twice: a socket that is connected again after a failure
+        told = {(record.id, record.start) for record in newest}
+        newest.clear()
     for line in stream:
+        if told or not given.json:
+            record = Record.from_json(line)
+            if (record.id, record.start) in told:
+                continue
         if given.json:
             sys.stdout.write(line.decode("ascii", "replace"))
         else:
-            print(_record_line(Record.from_json(line)))
+            print(_record_line(record))
         sys.stdout.flush()
     return 0
+
+
+# Reads on while older records are printed: conmond cuts off a stream that nobody reads.
+def _held(stream: Iterator[bytes]) -> Iterator[bytes]:
+    lines: queue.Queue[bytes | Exception] = queue.Queue(_HELD)
+
+    def read() -> None:
+        try:
+            for line in stream:
+                lines.put(line)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is said where it is read
+            lines.put(exc)
+
+    threading.Thread(target=read, name="stream", daemon=True).start()
+
+    def held() -> Iterator[bytes]:
+        while not isinstance(item := lines.get(), Exception):
+            yield item
+        raise item
+
+    return held()
 
 
 def _record_line(record: Record) -> str:
@@ -159,6 +197,17 @@ def _doctor_lines(answer: dict[str, Any]) -> Iterator[str]:
         yield f"library {name(library['path'], 120)}: {probed or name(library['why'], 200)}"
     if answer["libraries"] is None:
         yield "libraries: shown to root and the group alone"
+    if not answer["privileged"]:
+        yield "maps, lost events, history: what they hold is shown to root and the group alone"
+    else:
+        yield from _kept_lines(answer)
+    cost = answer["cost"]
+    yield f"cost: {cost['cpu_percent']:.2f} % of a CPU, {size(cost['pss_bytes'])} of memory (PSS)"
+    for sentence in answer["unseen"]:
+        yield f"NOT SEEN: {name(sentence, 500)}"
+
+
+def _kept_lines(answer: dict[str, Any]) -> Iterator[str]:
     for fill in answer["maps"]:
         yield f"map {name(fill['name'])}: {fill['entries']} of {fill['max_entries']}"
     lost = {kind: number for kind, number in answer["lost"].items() if number}
@@ -171,10 +220,6 @@ def _doctor_lines(answer: dict[str, Any]) -> Iterator[str]:
     else:
         held = f"{count(history['records'])} records, {size(history['bytes'])}"
         yield f"history: {name(history['path'], 120)}: {held}, {history['dropped']} not written"
-    cost = answer["cost"]
-    yield f"cost: {cost['cpu_percent']:.2f} % of a CPU, {size(cost['pss_bytes'])} of memory (PSS)"
-    for sentence in answer["unseen"]:
-        yield f"NOT SEEN: {name(sentence, 500)}"
 
 
 def _yes(attached: bool, why: str | None) -> str:

@@ -280,7 +280,7 @@ class _Detail(_Page):
         assert isinstance(app, Top)
         if self.unknown:
             return [], []  # there is no filter for "not known"
-        opened = app.daemon.connections(limit=100, **self.filters)
+        opened = app.daemon.connections(limit=100, order="newest", **self.filters)
         ended = list(app.daemon.records(count=100, **self.filters))
         return opened, ended
 
