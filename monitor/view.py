@@ -101,9 +101,9 @@ class View:
         with self.lock:
             self.catch_up()
             now_ns = self.now_ns()
-            answer = self.keep.stats.processes(query, self._open.groups(), now_ns)
+            collected = self.keep.stats.collect(query, self._open.groups(), now_ns)
             lost = sum(self.kernel.lost().values())
-        return {"v": 1, "at": _text(now_ns), "lost": lost, **answer.to_dict()}
+        return {"v": 1, "at": _text(now_ns), "lost": lost, **collected.answer().to_dict()}
 
     # -- connections --------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ total       everything   since the daemon started, per leaf
 
 A question about the time since T adds up the slices since T; about longer than an hour ago, or
 about everything, the totals and the current slice. The least recently active leaves give way when
-there are too many: their totals become part of "other", of their own user.
+there are too many: what the totals and the slices hold of them becomes part of "other", of their
+own user, so that no slice knows more leaves than there are now.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ COARSE_FOR_NS: Final = 3_900_000_000_000
 _LONGEST_NS: Final = COARSE_FOR_NS - COARSE_NS  # whose first coarse slice is still whole
 MAX_HOSTS_OF_ONE: Final = 64
 MAX_UIDS: Final = 1000  # whose "other" is told apart
+MAX_UIDS_OF_SLICE: Final = 250  # likewise, in each of some 45 slices
 
 _ProcessKey = tuple[int | None, int | None]
 
@@ -43,11 +45,12 @@ _ProcessKey = tuple[int | None, int | None]
 class _Leaf:
     """One process and host. ``total`` holds every slice that has ended."""
 
-    __slots__ = ("key", "total", "who")
+    __slots__ = ("key", "since_ns", "total", "who")
 
-    def __init__(self, key: tuple[_ProcessKey, str | None], who: Who) -> None:
+    def __init__(self, key: tuple[_ProcessKey, str | None], who: Who, since_ns: int) -> None:
         self.key = key
         self.who = who
+        self.since_ns = since_ns  # the beginning of the first slice that may know it
         self.total = Tally()
 
 
@@ -60,6 +63,10 @@ class _Slice:
         self.begin_ns = begin_ns
         self.tallies: dict[_Leaf, Tally] = {}
         self.other: dict[int | None, Tally] = {}
+
+    def fold(self, uid: int | None, tally: Tally) -> None:
+        """Count what is no longer told apart."""
+        _of_uid(self.other, uid, MAX_UIDS_OF_SLICE).merge(tally)
 
 
 class Stats:
@@ -109,10 +116,7 @@ class Stats:
         tallies = self._current.tallies
         tally = tallies.get(leaf)
         if tally is None:
-            if len(tallies) < self.max_processes + self.max_hosts:
-                tally = tallies[leaf] = Tally()
-            else:
-                tally = _of_uid(self._current.other, leaf.who.uid)
+            tally = tallies[leaf] = Tally()
         tally.add(record)
 
     def _leaf(self, record: Record, start_ns: int | None) -> _Leaf:
@@ -138,6 +142,7 @@ class Stats:
                 record.pid, start_ns, record.comm, record.exe, record.unit, record.container,
                 record.uid, host, folded,
             ),
+            self._current.begin_ns,
         )  # fmt: skip
         self._leaves[key] = leaf
         self._of_process[process] += 1
@@ -160,8 +165,27 @@ class Stats:
             _discount(self._of_process, leaf.key[0])
             if leaf.who.host is not None:
                 _discount(self._of_host, leaf.who.host)
-            _of_uid(self._other, leaf.who.uid).merge(leaf.total)
-            # what it did in this slice goes where its total went when the slice ends
+            _of_uid(self._other, leaf.who.uid, MAX_UIDS).merge(leaf.total)
+            self._fold(leaf)
+
+    def _fold(self, leaf: _Leaf) -> None:
+        """Let no slice tell a leaf apart any more. The current slice's goes where its others go."""
+        for piece in self._slices_since(leaf.since_ns):
+            tally = piece.tallies.pop(leaf, None)
+            if tally is not None:
+                piece.fold(leaf.who.uid, tally)
+
+    def _slices_since(self, since_ns: int) -> Iterator[_Slice]:
+        """Yield, newest first, the slices that end after a moment."""
+        yield self._current
+        for piece in reversed(self._fine):
+            if piece.begin_ns < since_ns:
+                return
+            yield piece
+        for piece in reversed(self._coarse):
+            if piece.begin_ns + COARSE_NS <= since_ns:
+                return
+            yield piece
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -174,14 +198,12 @@ class Stats:
         self._current = _Slice(_floor(now_ns, FINE_NS))
         if current.tallies or current.other:
             for leaf, tally in current.tallies.items():
-                if self._leaves.get(leaf.key) is leaf:
-                    leaf.total.merge(tally)
-                    leaf.total.compact()
-                else:
-                    _of_uid(self._other, leaf.who.uid).merge(tally)
+                leaf.total.merge(tally)
+                leaf.total.compact()
                 tally.compact()
             for uid, tally in current.other.items():
-                _of_uid(self._other, uid).merge(tally)
+                _of_uid(self._other, uid, MAX_UIDS).merge(tally)
+                tally.compact()
             self._fine.append(current)
         self._age(now_ns)
 
@@ -201,19 +223,21 @@ class Stats:
             if known is not None:
                 known.merge(tally)
                 known.compact()
-            elif len(into.tallies) < self.max_processes + self.max_hosts:
-                into.tallies[leaf] = tally
             else:
-                _of_uid(into.other, leaf.who.uid).merge(tally)
+                into.tallies[leaf] = tally
         for uid, tally in piece.other.items():
-            _of_uid(into.other, uid).merge(tally)
+            into.fold(uid, tally)
 
     # -- out ----------------------------------------------------------------------------------
 
     def processes(
         self, query: StatsQuery, open_now: Sequence[OpenConns], now_ns: int
     ) -> StatsAnswer:
-        """Add up what was asked for.
+        """Add up what was asked for. See :meth:`collect`."""
+        return self.collect(query, open_now, now_ns).answer()
+
+    def collect(self, query: StatsQuery, open_now: Sequence[OpenConns], now_ns: int) -> Collected:
+        """Add up what was asked for; what is left to do then needs nothing of this object.
 
         Args:
             query: which connections, how grouped, since when.
@@ -255,15 +279,7 @@ class Stats:
             for uid, tally in others:
                 if query.uid_only is None or uid == query.uid_only:
                     other.tally.merge(tally)
-        ordered = _ordered(rows.values(), query.sort)
-        shown = ordered if query.limit is None else ordered[: query.limit]
-        return StatsAnswer(
-            query.by,
-            since_ns,
-            [_row_dict(row, query.by) for row in shown],
-            _row_dict(other, None) if other.tally.ended else None,
-            len(ordered),
-        )
+        return Collected(query, since_ns, list(rows.values()), other)
 
     def _window(
         self, since_ns: int | None, now_ns: int
@@ -281,6 +297,31 @@ class Stats:
         tallies = (item for piece in slices for item in piece.tallies.items())
         others = [item for piece in slices for item in piece.other.items()]
         return max(self.started_ns, begin_ns), tallies, others
+
+
+class Collected:
+    """What was added up for one question, apart from the statistics."""
+
+    __slots__ = ("_other", "_query", "_rows", "_since_ns")
+
+    def __init__(self, query: StatsQuery, since_ns: int, rows: list[_Row], other: _Row) -> None:
+        self._query = query
+        self._since_ns = since_ns
+        self._rows = rows
+        self._other = other
+
+    def answer(self) -> StatsAnswer:
+        """Sort the rows and find their quantiles, which takes longer than adding them up."""
+        query = self._query
+        ordered = _ordered(self._rows, query.sort)
+        shown = ordered if query.limit is None else ordered[: query.limit]
+        return StatsAnswer(
+            query.by,
+            self._since_ns,
+            [_row_dict(row, query.by) for row in shown],
+            _row_dict(self._other, None) if self._other.tally.ended else None,
+            len(ordered),
+        )
 
 
 class _Row:
@@ -364,8 +405,8 @@ def _floor(moment_ns: int, step_ns: int) -> int:
     return moment_ns - moment_ns % step_ns
 
 
-def _of_uid(tallies: dict[int | None, Tally], uid: int | None) -> Tally:
-    if uid not in tallies and len(tallies) >= MAX_UIDS:
+def _of_uid(tallies: dict[int | None, Tally], uid: int | None, most: int) -> Tally:
+    if uid not in tallies and len(tallies) >= most:
         uid = None
     tally = tallies.get(uid)
     if tally is None:
