@@ -190,10 +190,10 @@ class View:
             newest = list(self.keep.recent.newest_first())
         wanted = [
             record
-            for record in newest
+            for record, ended_ns in newest
             if filters.match(record)
-            and (since_ns is None or (record.start or "") >= _text(since_ns))
-            and (until_ns is None or (record.start or "") < _text(until_ns))
+            and (since_ns is None or ended_ns >= since_ns)
+            and (until_ns is None or ended_ns < until_ns)
         ]
         if oldest_first:
             wanted.reverse()
