@@ -69,35 +69,53 @@ def settle(database: sqlite3.Connection, following: int) -> bool:
     if row is None or (row[0] >> _SHIFT) + 1 > following >> _SHIFT:
         return False
     number = row[0] >> _SHIFT
-    rows = database.execute(
-        f"SELECT seq & {BLOCK - 1}, ended_us, slowest_us, {', '.join(KINDS)} FROM record "
-        "WHERE seq >= ? AND seq < ?",
-        _span(number),
-    ).fetchall()
-    places, ended_us, slowest_us, *columns = zip(*rows, strict=True)
-    postings = []
-    for kind, values in zip(KINDS.values(), columns, strict=True):
-        having: dict[int | str, list[int]] = {}
-        for place, value in zip(places, values, strict=True):
-            having.setdefault(value, []).append(place)
-        if kind == KINDS["failed"]:
-            having.pop(0, None)
-        having.pop(None, None)  # type: ignore[call-overload]
-        postings += [
-            (number, kind, value, b"" if len(those) == len(rows) else _pack(those))
-            for value, those in having.items()
-        ]
-    slowest = [-1] * BLOCK
-    for place, us in zip(places, slowest_us, strict=True):
-        slowest[place] = us
     with database:
-        database.execute(
-            "INSERT INTO block VALUES (?, ?, ?, ?, ?)",
-            (number, len(rows), min(ended_us), max(ended_us), max(slowest_us)),
-        )
-        database.execute("INSERT INTO slowest VALUES (?, ?)", (number, _pack_slowest(slowest)))
-        database.executemany("INSERT INTO posting VALUES (?, ?, ?, ?)", postings)
+        records = _settle_times(database, number)
+        for column, kind in KINDS.items():
+            database.executemany(
+                "INSERT INTO posting VALUES (?, ?, ?, ?)",
+                (
+                    (number, kind, value, b"" if len(places) == records else _pack(places))
+                    for value, places in _by_value(database, number, column).items()
+                ),
+            )
     return True
+
+
+def _settle_times(database: sqlite3.Connection, number: int) -> int:
+    span = _span(number)
+    records, oldest_us, newest_us = database.execute(
+        "SELECT count(*), min(ended_us), max(ended_us) FROM record NOT INDEXED "
+        "WHERE seq >= ? AND seq < ?",
+        span,
+    ).fetchone()
+    slowest = [-1] * BLOCK
+    for place, us in database.execute(
+        f"SELECT seq & {BLOCK - 1}, slowest_us FROM record WHERE seq >= ? AND seq < ?", span
+    ):
+        slowest[place] = us
+    database.execute(
+        "INSERT INTO block VALUES (?, ?, ?, ?, ?)",
+        (number, records, oldest_us, newest_us, max(slowest)),
+    )
+    database.execute("INSERT INTO slowest VALUES (?, ?)", (number, _pack_slowest(slowest)))
+    return int(records)
+
+
+# A column at a time: a block as Python objects takes some megabytes.
+def _by_value(database: sqlite3.Connection, number: int, column: str) -> dict[int | str, list[int]]:
+    having: dict[int | str, list[int]] = {}
+    wanted = "failed" if column == "failed" else f"{column} IS NOT NULL"
+    for place, value in database.execute(
+        f"SELECT seq & {BLOCK - 1}, {column} FROM record WHERE seq >= ? AND seq < ? AND {wanted}",
+        _span(number),
+    ):
+        places = having.get(value)
+        if places is None:
+            having[value] = [place]
+        else:
+            places.append(place)
+    return having
 
 
 def _span(number: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, NamedTuple
 
 from monitor.history.blocks import (
@@ -26,7 +27,7 @@ from monitor.history.blocks import (
 
 __all__ = ["DamagedRecord", "HistoryPage", "HistoryQuery", "fetch", "fetch_one"]
 
-_BODIES_A_LOOK: Final = 256  # at the clock
+_BODIES_AT_ONCE: Final = 101  # a page of the usual size, and whether there is another
 
 
 class DamagedRecord(sqlite3.DatabaseError):
@@ -84,15 +85,19 @@ def fetch(
         sqlite3.Error: the file cannot be read, or not in time.
     """
     rows: list[tuple[int, bytes]] = []
-    for looked, number in enumerate(_fitting(database, query, end_s)):
-        if looked % _BODIES_A_LOOK == 0:
-            _look_at_clock(end_s)
+    fitting = _fitting(database, query, end_s)
+    direction = "ASC" if query.order == "oldest" else "DESC"
+    while len(rows) <= query.limit:
+        numbers = list(islice(fitting, min(_BODIES_AT_ONCE, query.limit + 1 - len(rows))))
+        if not numbers:
+            break
+        _look_at_clock(end_s)
         # deleted records are still in their block's bitmaps, but have no body
-        row = database.execute("SELECT data FROM body WHERE seq = ?", (number,)).fetchone()
-        if row is not None:
-            rows.append((number, row[0]))
-            if len(rows) > query.limit:
-                break
+        rows += database.execute(
+            f"SELECT seq, data FROM body WHERE seq IN ({','.join('?' * len(numbers))}) "
+            f"ORDER BY seq {direction}",
+            numbers,
+        )
     more = len(rows) > query.limit
     rows = rows[: query.limit]
     bodies = []

@@ -508,6 +508,7 @@ class History:
 
     def _fail(self, exc: Exception) -> None:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        reason = reason or type(exc).__name__
         if self.error != reason:
             self.error = reason
             self._say(f"no history is kept in {self.path}: {reason}")
