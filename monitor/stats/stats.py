@@ -15,13 +15,15 @@ total       everything   since the daemon started, per leaf
 A question about the time since T adds up the slices since T; about longer than an hour ago, or
 about everything, the totals and the current slice. The least recently active leaves give way when
 there are too many: what the totals and the slices hold of them becomes part of "other", of their
-own user, so that no slice knows more leaves than there are now.
+own user, so that no slice knows more leaves than there are now. What an ended slice holds of a
+leaf is never changed, only replaced: it can be added up while records come in.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from conmon.record import Record
@@ -67,6 +69,10 @@ class _Slice:
     def fold(self, uid: int | None, tally: Tally) -> None:
         """Count what is no longer told apart."""
         _of_uid(self.other, uid, MAX_UIDS_OF_SLICE).merge(tally)
+
+
+_Counted = tuple[_Leaf, Tally]
+_Tallies = dict[_Leaf, Tally]
 
 
 class Stats:
@@ -221,10 +227,9 @@ class Stats:
         for leaf, tally in piece.tallies.items():
             known = into.tallies.get(leaf)
             if known is not None:
-                known.merge(tally)
-                known.compact()
-            else:
-                into.tallies[leaf] = tally
+                # another one, since a question may be adding up what was there
+                tally = _sum(known, tally)
+            into.tallies[leaf] = tally
         for uid, tally in piece.other.items():
             into.fold(uid, tally)
 
@@ -237,23 +242,68 @@ class Stats:
         return self.collect(query, open_now, now_ns).answer()
 
     def collect(self, query: StatsQuery, open_now: Sequence[OpenConns], now_ns: int) -> Collected:
-        """Add up what was asked for; what is left to do then needs nothing of this object.
+        """Gather what was asked for; what is left to do then needs nothing of this object.
 
         Args:
             query: which connections, how grouped, since when.
             open_now: all connections that are open; those that fit are counted.
         """
         self._turn(now_ns)
-        since_ns, counted, others = self._window(query.since_ns, now_ns)
+        since_ns, counted, ended, others = self._window(query.since_ns, now_ns)
+        found = Collected(query, since_ns, ended)
+        found.add(counted)
+        # those begun before are open, but not of this window
+        found.add_open(open_now, 1 if query.since_ns is None else since_ns)
+        if not query.filters_who:
+            for uid, tally in others:
+                if query.uid_only is None or uid == query.uid_only:
+                    found.other.tally.merge(tally)
+        return found
+
+    def _window(
+        self, since_ns: int | None, now_ns: int
+    ) -> tuple[int, Iterable[_Counted], list[_Tallies], list[tuple[int | None, Tally]]]:
+        """Return where it begins; what still changes, and what does not; and of no leaf."""
+        current = self._current
+        if since_ns is None or since_ns <= self.started_ns or since_ns < now_ns - _LONGEST_NS:
+            totals = ((leaf, leaf.total) for leaf in self._leaves.values())
+            others = [*self._other.items(), *current.other.items()]
+            return self.started_ns, chain(totals, current.tallies.items()), [], others
+        begin_ns = _floor(since_ns, FINE_NS)
+        slices = [piece for piece in self._fine if piece.begin_ns >= begin_ns]
+        if begin_ns < now_ns - FINE_FOR_NS - FINE_NS:
+            begin_ns = _floor(since_ns, COARSE_NS)
+            slices = [*self._fine, *(p for p in self._coarse if p.begin_ns >= begin_ns)]
+        # copied as a whole: a tuple for each would set the garbage collector to work
+        ended = [piece.tallies.copy() for piece in slices]
+        if begin_ns <= current.begin_ns:
+            slices.append(current)
+        others = [item for piece in slices for item in piece.other.items()]
+        counted = current.tallies.items() if begin_ns <= current.begin_ns else ()
+        return max(self.started_ns, begin_ns), counted, ended, others
+
+
+class Collected:
+    """What one question asks for. :meth:`answer` needs no lock, as :class:`Stats` does."""
+
+    def __init__(self, query: StatsQuery, since_ns: int, ended: list[_Tallies]) -> None:
+        self.other = _Row(None)
+        self._query = query
+        self._since_ns = since_ns
+        self._ended = ended
+        self._rows: dict[Any, _Row] = {}
+
+    def add(self, counted: Iterable[_Counted]) -> None:
+        """Count what leaves have."""
+        query = self._query
         key_of = _GROUPS[query.by]
-        rows: dict[Any, _Row] = {}
-        other = _Row(None)
+        rows = self._rows
         for leaf, tally in counted:
             who = leaf.who
             if not query.wants(who):
                 continue
             if query.by == "host" and who.folded:
-                other.tally.merge(tally)
+                self.other.tally.merge(tally)
                 continue
             key = key_of(who)
             row = rows.get(key)
@@ -261,65 +311,36 @@ class Stats:
                 row = rows[key] = _Row(who)
             row.tally.merge(tally)
             row.processes.add((who.pid, who.process_start_ns))
+
+    def add_open(self, open_now: Sequence[OpenConns], from_ns: int) -> None:
+        """Count what is open, and as opened what began since a moment."""
+        key_of = _GROUPS[self._query.by]
         for conn in open_now:
-            if not query.wants(conn):
+            if not self._query.wants(conn):
                 continue
             key = key_of(conn)
-            row = rows.get(key)
+            row = self._rows.get(key)
             if row is None:
-                row = rows[key] = _Row(conn)
+                row = self._rows[key] = _Row(conn)
             row.processes.add((conn.pid, conn.process_start_ns))
             row.open += len(conn.began_ns)
             row.sent += conn.sent
             row.received += conn.received
-            # those begun before are open, but not of this window
-            from_ns = 1 if query.since_ns is None else since_ns
             row.opened += sum(began_ns >= from_ns for began_ns in conn.began_ns)
-        if not query.filters_who:
-            for uid, tally in others:
-                if query.uid_only is None or uid == query.uid_only:
-                    other.tally.merge(tally)
-        return Collected(query, since_ns, list(rows.values()), other)
-
-    def _window(
-        self, since_ns: int | None, now_ns: int
-    ) -> tuple[int, Iterator[tuple[_Leaf, Tally]], list[tuple[int | None, Tally]]]:
-        if since_ns is None or since_ns <= self.started_ns or since_ns < now_ns - _LONGEST_NS:
-            totals = ((leaf, leaf.total) for leaf in self._leaves.values())
-            others = [*self._other.items(), *self._current.other.items()]
-            return self.started_ns, _chain(totals, self._current.tallies.items()), others
-        begin_ns = _floor(since_ns, FINE_NS)
-        slices = [piece for piece in (*self._fine, self._current) if piece.begin_ns >= begin_ns]
-        if begin_ns < now_ns - FINE_FOR_NS - FINE_NS:
-            begin_ns = _floor(since_ns, COARSE_NS)
-            slices = [*self._fine, self._current]
-            slices += [piece for piece in self._coarse if piece.begin_ns >= begin_ns]
-        tallies = (item for piece in slices for item in piece.tallies.items())
-        others = [item for piece in slices for item in piece.other.items()]
-        return max(self.started_ns, begin_ns), tallies, others
-
-
-class Collected:
-    """What was added up for one question, apart from the statistics."""
-
-    __slots__ = ("_other", "_query", "_rows", "_since_ns")
-
-    def __init__(self, query: StatsQuery, since_ns: int, rows: list[_Row], other: _Row) -> None:
-        self._query = query
-        self._since_ns = since_ns
-        self._rows = rows
-        self._other = other
 
     def answer(self) -> StatsAnswer:
-        """Sort the rows and find their quantiles, which takes longer than adding them up."""
+        """Add up, sort and find quantiles, which takes longer than gathering. Once only."""
+        for tallies in self._ended:
+            self.add(tallies.items())
+        self._ended = []
         query = self._query
-        ordered = _ordered(self._rows, query.sort)
+        ordered = _ordered(self._rows.values(), query.sort)
         shown = ordered if query.limit is None else ordered[: query.limit]
         return StatsAnswer(
             query.by,
             self._since_ns,
             [_row_dict(row, query.by) for row in shown],
-            _row_dict(self._other, None) if self._other.tally.ended else None,
+            _row_dict(self.other, None) if self.other.tally.ended else None,
             len(ordered),
         )
 
@@ -335,13 +356,6 @@ class _Row:
         self.opened = 0
         self.sent = 0
         self.received = 0
-
-
-def _chain(
-    first: Iterable[tuple[_Leaf, Tally]], second: Iterable[tuple[_Leaf, Tally]]
-) -> Iterator[tuple[_Leaf, Tally]]:
-    yield from first
-    yield from second
 
 
 _GROUPS: Final[dict[str, Callable[[Who | OpenConns], Any]]] = {
@@ -399,6 +413,14 @@ def _row_dict(row: _Row, by: str | None) -> dict[str, Any]:
         "bytes_received": tally.bytes_received + row.received,
         **tally.latencies(),
     }
+
+
+def _sum(one: Tally, other: Tally) -> Tally:
+    both = Tally()
+    both.merge(one)
+    both.merge(other)
+    both.compact()
+    return both
 
 
 def _floor(moment_ns: int, step_ns: int) -> int:

@@ -139,6 +139,22 @@ def test_windows_are_exact_under_folding(events):
         assert counted(answer) == sum(moment >= answer.since_ns for moment in ended)
 
 
+def test_what_was_gathered_stays_as_it_is_while_records_come_in():
+    def run(stats, numbers):
+        for number in numbers:
+            stats.add(record(number % 23, host="h"), 1, NOW + number * SECOND)
+
+    for seconds in (30, 300, 2900):
+        stats = Stats(started_ns=NOW, max_processes=20, max_hosts=20)
+        run(stats, range(3000))
+        query = StatsQuery(since_ns=NOW + (3000 - seconds) * SECOND)
+        wanted = stats.processes(query, [], NOW + 3000 * SECOND)
+        gathered = stats.collect(query, [], NOW + 3000 * SECOND)
+        run(stats, range(3000, 9000))  # slices end, grow coarse and are let go, leaves give way
+        assert gathered.answer() == wanted
+        assert counted(wanted) >= seconds
+
+
 def test_a_crawler_is_one_process_with_many_hosts():
     stats = Stats(started_ns=NOW)
     for number in range(500):
