@@ -251,7 +251,7 @@ class Bench:
         """Questions to a history of a million records."""
         from bench.history import measure
 
-        for label, text in measure(self._folder, _HISTORY_RECORDS, _drop_page_cache):
+        for label, text in measure(self._folder, _HISTORY_RECORDS):
             _say(label, text)
 
     def watch(self) -> None:

@@ -39,7 +39,7 @@ class Keep:
             now_ns: likewise.
         """
         self.records += 1
-        self.recent.add(record)
+        self.recent.add(record, now_ns)
         self.meter.add(record)
         self.stats.add(record, process_start_ns, now_ns)
         if self.history is not None:

@@ -22,27 +22,32 @@ class Recent:
 
     def __init__(self, limit: int = MAX_RECORDS) -> None:
         self._limit = limit
-        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._records: OrderedDict[str, tuple[Record, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def add(self, record: Record) -> None:
-        """Remember a record that ended."""
+    def add(self, record: Record, ended_ns: int) -> None:
+        """Remember a record that ended.
+
+        Args:
+            ended_ns: when, nanoseconds since 1970.
+        """
         if record.id is None:
             return
-        self._records[record.id] = record
+        self._records[record.id] = (record, ended_ns)
         if len(self._records) > self._limit:
             self._records.popitem(last=False)
 
     def get(self, identifier: str) -> Record | None:
         """Return the record with this id; None where it is not among the newest."""
-        return self._records.get(identifier)
+        found = self._records.get(identifier)
+        return found[0] if found is not None else None
 
     def forget(self, identifier: str) -> None:
         """Let go of a record that was taken by its owner."""
         self._records.pop(identifier, None)
 
-    def newest_first(self) -> Iterator[Record]:
-        """Yield the records that are remembered."""
+    def newest_first(self) -> Iterator[tuple[Record, int]]:
+        """Yield the records that are remembered, each with when it ended."""
         return reversed(self._records.values())

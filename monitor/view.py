@@ -115,9 +115,9 @@ class View:
         with self.lock:
             self.catch_up()
             now_ns = self.now_ns()
-            answer = self.keep.stats.processes(query, self._open.groups(), now_ns)
+            collected = self.keep.stats.collect(query, self._open.groups(), now_ns)
             lost = sum(self.kernel.lost().values())
-        return {"v": 1, "at": _text(now_ns), "lost": lost, **answer.to_dict()}
+        return {"v": 1, "at": _text(now_ns), "lost": lost, **collected.answer().to_dict()}
 
     # -- connections --------------------------------------------------------------------------
 
@@ -206,10 +206,10 @@ class View:
             newest = list(self.keep.recent.newest_first())
         wanted = [
             record
-            for record in newest
+            for record, ended_ns in newest
             if filters.match(record)
-            and (since_ns is None or (record.start or "") >= _text(since_ns))
-            and (until_ns is None or (record.start or "") < _text(until_ns))
+            and (since_ns is None or ended_ns >= since_ns)
+            and (until_ns is None or ended_ns < until_ns)
         ]
         if oldest_first:
             wanted.reverse()
@@ -223,6 +223,21 @@ class View:
                 return self._by_cookie(int(number, 16), uid_only, history)
             except ValueError:
                 return None
+        if history:
+            return self._from_history(identifier, uid_only)
+        with self.lock:
+            self.catch_up()
+            record = self.keep.recent.get(identifier)
+        return self._shown(record, uid_only) if record is not None else None
+
+    def take(self, cookie: int, uid_only: int | None, *, history: bool) -> bytes | None:
+        """See :class:`monitor.api.routes.Source`."""
+        if not 0 < cookie < 1 << 64:
+            return None
+        return self._by_cookie(cookie, uid_only, history)
+
+    def _by_cookie(self, cookie: int, uid_only: int | None, history: bool) -> bytes | None:
+        identifier = f"{self._boot}-{cookie:x}"
         record: Record | None
         if history:
             self.freshen()

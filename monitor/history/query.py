@@ -1,21 +1,37 @@
-"""Reads records back: the newest that fit, page by page.
+"""Reads records back: the newest or the oldest that fit, page by page.
 
-Each filter has an index. Which of them is the narrowest is found by counting, up to a bound, before
-the query: SQLite's own guess would need statistics that go stale by the minute.
+Block by block (monitor/history/blocks.py), in order, until the page is full. The records that are
+in no block yet, the newest, are looked through one by one.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, NamedTuple
 
-__all__ = ["HistoryPage", "HistoryQuery", "fetch", "fetch_one"]
+from monitor.history.blocks import (
+    ALL,
+    BLOCK,
+    KINDS,
+    at_least,
+    first_loose,
+    of_places,
+    places_in,
+    places_of,
+)
 
-# Below so many candidates they are all fetched and sorted; above, the table is read in order,
-# where so dense a filter soon fits.
-_FEW: Final = 4000
+__all__ = ["DamagedRecord", "HistoryPage", "HistoryQuery", "fetch", "fetch_one"]
+
+_BODIES_AT_ONCE: Final = 101  # a page of the usual size, and whether there is another
+
+
+class DamagedRecord(sqlite3.DatabaseError):
+    """The bytes of one record are no record any more; the file is well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,33 +66,38 @@ class HistoryPage(NamedTuple):
 
 
 class _Condition(NamedTuple):
-    by: str
-    """An index; empty: none serves it."""
-    sql: str
+    column: str
+    """One that blocks know of."""
+    test: str
+    """SQL; {0} is the column."""
     values: tuple[int | str, ...]
 
 
-def fetch(database: sqlite3.Connection, query: HistoryQuery, dictionary: bytes) -> HistoryPage:
+def fetch(
+    database: sqlite3.Connection, query: HistoryQuery, dictionary: bytes, end_s: float
+) -> HistoryPage:
     """Return one page.
 
+    Args:
+        end_s: of ``time.monotonic()``, when it is given up.
     Raises:
         ValueError: ``before`` is no cursor.
-        sqlite3.Error: the file cannot be read.
+        sqlite3.Error: the file cannot be read, or not in time.
     """
-    conditions = list(_conditions(query))
-    place = _place(query)
-    if place is not None:
-        conditions.append(place)
-    narrowest = _narrowest(database, conditions)
-    table = f"record INDEXED BY {narrowest}" if narrowest else "record NOT INDEXED"
-    where = " AND ".join(condition.sql for condition in conditions) or "1"
-    values = [value for condition in conditions for value in condition.values]
+    rows: list[tuple[int, bytes]] = []
+    fitting = _fitting(database, query, end_s)
     direction = "ASC" if query.order == "oldest" else "DESC"
-    rows = database.execute(
-        f"SELECT seq, data FROM (SELECT seq FROM {table} WHERE {where} "
-        f"ORDER BY seq {direction} LIMIT ?) CROSS JOIN body USING (seq)",
-        (*values, query.limit + 1),
-    ).fetchall()
+    while len(rows) <= query.limit:
+        numbers = list(islice(fitting, min(_BODIES_AT_ONCE, query.limit + 1 - len(rows))))
+        if not numbers:
+            break
+        _look_at_clock(end_s)
+        # deleted records are still in their block's bitmaps, but have no body
+        rows += database.execute(
+            f"SELECT seq, data FROM body WHERE seq IN ({','.join('?' * len(numbers))}) "
+            f"ORDER BY seq {direction}",
+            numbers,
+        )
     more = len(rows) > query.limit
     rows = rows[: query.limit]
     bodies = []
@@ -84,7 +105,7 @@ def fetch(database: sqlite3.Connection, query: HistoryQuery, dictionary: bytes) 
     for _, data in rows:
         try:
             bodies.append(inflate(data, dictionary))
-        except sqlite3.DatabaseError:
+        except DamagedRecord:
             damaged += 1
     return HistoryPage(bodies, str(rows[-1][0]) if more and rows else None, damaged)
 
@@ -107,68 +128,161 @@ def inflate(data: bytes, dictionary: bytes) -> bytes:
     """Return the record's JSON.
 
     Raises:
-        sqlite3.DatabaseError: the data is damaged.
+        DamagedRecord: the data is damaged.
     """
     unpacker = zlib.decompressobj(-15, zdict=dictionary)
     try:
         body = unpacker.decompress(data)
     except zlib.error as exc:
-        raise sqlite3.DatabaseError("a record in it is malformed") from exc
+        raise DamagedRecord("a record in it is malformed") from exc
     if not unpacker.eof:
-        raise sqlite3.DatabaseError("a record in it is malformed")
+        raise DamagedRecord("a record in it is malformed")
     return body
 
 
-def _place(query: HistoryQuery) -> _Condition | None:
-    if query.before is None:
-        return None
-    comparison = ">" if query.order == "oldest" else "<"
-    number = int(query.before)
-    if not 0 <= number < 1 << 63:
-        raise ValueError("no number of a record")
-    return _Condition("", f"seq {comparison} ?", (number,))
+def _look_at_clock(end_s: float) -> None:
+    if time.monotonic() > end_s:
+        raise sqlite3.OperationalError("interrupted")
+
+
+def _fitting(database: sqlite3.Connection, query: HistoryQuery, end_s: float) -> Iterator[int]:
+    """Yield the numbers of the records that fit, in order, some of them deleted ones."""
+    first, last = _span(query)
+    loose = first_loose(database)
+    if query.order == "oldest":
+        yield from _settled(database, query, range(first, min(last, loose)), end_s)
+        yield from _loose(database, query, range(max(first, loose), last))
+    else:
+        yield from _loose(database, query, range(max(first, loose), last))
+        yield from _settled(database, query, range(first, min(last, loose)), end_s)
+
+
+def _span(query: HistoryQuery) -> tuple[int, int]:
+    """Return the numbers of records that a page is about, the last exclusive."""
+    number = None
+    if query.before is not None:
+        number = int(query.before)
+        if not 0 <= number < 1 << 62:
+            raise ValueError("no number of a record")
+    if number is None:
+        return 0, 1 << 62
+    return (number + 1, 1 << 62) if query.order == "oldest" else (0, number)
+
+
+def _loose(database: sqlite3.Connection, query: HistoryQuery, span: range) -> Iterator[int]:
+    tests = ["seq >= ?", "seq < ?"]
+    values: list[int | str] = [span.start, span.stop]
+    for condition in _conditions(query):
+        tests.append(condition.test.format(condition.column))
+        values += condition.values
+    for test, value in (
+        ("ended_us >= ?", _us(query.since_ns)),
+        ("ended_us < ?", _us(query.until_ns)),
+        ("slowest_us >= ?", query.slow_us),
+    ):
+        if value is not None:
+            tests.append(test)
+            values.append(value)
+    direction = "ASC" if query.order == "oldest" else "DESC"
+    for (number,) in database.execute(
+        f"SELECT seq FROM record NOT INDEXED WHERE {' AND '.join(tests)} ORDER BY seq {direction}",
+        values,
+    ):
+        yield number
+
+
+def _settled(
+    database: sqlite3.Connection, query: HistoryQuery, span: range, end_s: float
+) -> Iterator[int]:
+    if not span:
+        return
+    upwards = query.order == "oldest"
+    conditions = _conditions(query)
+    blocks = database.execute(
+        "SELECT number, oldest_us, newest_us FROM block WHERE number BETWEEN ? AND ? "
+        "AND newest_us >= ? AND oldest_us < ? AND slowest_us >= ? "
+        f"ORDER BY number {'ASC' if upwards else 'DESC'}",
+        (
+            span.start // BLOCK,
+            (span.stop - 1) // BLOCK,
+            _us(query.since_ns) or 0,
+            1 << 62 if query.until_ns is None else _us(query.until_ns),
+            -1 if query.slow_us is None else query.slow_us,
+        ),
+    ).fetchall()
+    for number, oldest_us, newest_us in blocks:
+        _look_at_clock(end_s)
+        base = number * BLOCK
+        bits = ALL
+        if base < span.start:
+            bits &= ALL << (span.start - base)
+        if base + BLOCK > span.stop:
+            bits &= ALL >> (base + BLOCK - span.stop)
+        for condition in conditions:
+            bits &= _having(database, number, condition)
+            if not bits:
+                break
+        if bits and query.slow_us is not None:
+            (data,) = database.execute(
+                "SELECT us FROM slowest WHERE block = ?", (number,)
+            ).fetchone() or (b"",)
+            bits = at_least(data, query.slow_us, bits)
+        if bits:
+            bits &= _in_time(database, query, base, oldest_us, newest_us)
+        for place in places_in(bits, upwards=upwards):
+            yield base + place
+
+
+def _having(database: sqlite3.Connection, number: int, condition: _Condition) -> int:
+    bits = 0
+    for (data,) in database.execute(
+        "SELECT places FROM posting WHERE block = ? AND kind = ? AND "
+        + condition.test.format("value"),
+        (number, KINDS[condition.column], *condition.values),
+    ):
+        bits |= places_of(data)
+    return bits
+
+
+def _in_time(
+    database: sqlite3.Connection, query: HistoryQuery, base: int, oldest_us: int, newest_us: int
+) -> int:
+    since_us, until_us = _us(query.since_ns), _us(query.until_ns)
+    if (since_us is None or since_us <= oldest_us) and (until_us is None or newest_us < until_us):
+        return ALL
+    # one block at either end of the window, and those that a step of the clock fell into
+    return of_places(
+        number - base
+        for (number,) in database.execute(
+            "SELECT seq FROM record NOT INDEXED "
+            "WHERE seq >= ? AND seq < ? AND ended_us >= ? AND ended_us < ?",
+            (base, base + BLOCK, since_us or 0, 1 << 62 if until_us is None else until_us),
+        )
+    )
+
+
+def _us(moment_ns: int | None) -> int | None:
+    return None if moment_ns is None else moment_ns // 1000
 
 
 def _conditions(query: HistoryQuery) -> list[_Condition]:
+    """Return what has postings, the rarest kinds first."""
     found = []
-    if query.uid_only is not None:
-        found.append(_Condition("record_uid", "uid = ?", (query.uid_only,)))
-    for name, value in (("pid", query.pid), ("uid", query.uid), ("comm", query.comm)):
-        if value is not None:
-            found.append(_Condition(f"record_{name}", f"{name} = ?", (value,)))
+    if query.pid is not None:
+        found.append(_Condition("pid", "{0} = ?", (query.pid,)))
     if query.host is not None:
-        found.append(_Condition("record_host", "host = ?", (query.host,)))
-    if query.unit is not None:
-        units = (query.unit, f"{query.unit}.service")
-        found.append(_Condition("record_unit", "unit IN (?, ?)", units))
+        found.append(_Condition("host", "{0} = ?", (query.host,)))
     if query.container is not None:
         first, last = query.container, query.container + "\U0010ffff"
-        found.append(
-            _Condition("record_container", "container >= ? AND container <= ?", (first, last))
-        )
+        found.append(_Condition("container", "{0} >= ? AND {0} <= ?", (first, last)))
+    if query.unit is not None:
+        units = (query.unit, f"{query.unit}.service")
+        found.append(_Condition("unit", "{0} IN (?, ?)", units))
+    if query.comm is not None:
+        found.append(_Condition("comm", "{0} = ?", (query.comm,)))
     if query.failed:
-        found.append(_Condition("record_failed", "failed", ()))
-    if query.slow_us is not None:
-        found.append(_Condition("record_slowest", "slowest_us >= ?", (query.slow_us,)))
-    if query.since_ns is not None:
-        found.append(_Condition("record_ended", "ended_us >= ?", (query.since_ns // 1000,)))
-    if query.until_ns is not None:
-        found.append(_Condition("record_ended", "ended_us < ?", (query.until_ns // 1000,)))
+        found.append(_Condition("failed", "{0} = ?", (1,)))
+    for uid in (query.uid, query.uid_only):
+        if uid is not None:
+            found.append(_Condition("uid", "{0} = ?", (uid,)))
     return found
-
-
-def _narrowest(database: sqlite3.Connection, conditions: list[_Condition]) -> str | None:
-    best, least = None, _FEW
-    for condition in conditions:
-        if not condition.by:
-            continue
-        (count,) = database.execute(
-            f"SELECT count(*) FROM (SELECT 1 FROM record INDEXED BY {condition.by} "
-            f"WHERE {condition.sql} LIMIT {least})",
-            condition.values,
-        ).fetchone()
-        if count < least:
-            best, least = condition.by, count
-            if not count:
-                break
-    return best

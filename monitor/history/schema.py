@@ -8,7 +8,7 @@ from typing import Final
 
 from monitor.errors import MonitorError
 
-__all__ = ["VERSION", "NewerFile", "migrate", "read_dictionary"]
+__all__ = ["VERSION", "NewerFile", "drop_index", "migrate", "old_indexes", "read_dictionary"]
 
 # What most records have in common, for zlib: the keys in their order, and common values. A file
 # keeps the dictionary that it was begun with.
@@ -58,8 +58,32 @@ CREATE INDEX record_failed ON record (seq) WHERE failed;
 CREATE INDEX record_slowest ON record (slowest_us);
 """
 
+# Blocks instead of an index for each filter (monitor/history/blocks.py). Of a large file they are
+# made later, one by one, and then the indexes go.
+_V2: Final = """
+CREATE TABLE block (
+    number INTEGER PRIMARY KEY,
+    records INTEGER NOT NULL,
+    oldest_us INTEGER NOT NULL,
+    newest_us INTEGER NOT NULL,
+    slowest_us INTEGER NOT NULL
+);
+CREATE TABLE slowest (block INTEGER PRIMARY KEY, us BLOB NOT NULL);
+CREATE TABLE posting (
+    block INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    value NOT NULL,
+    places BLOB NOT NULL,
+    PRIMARY KEY (block, kind, value)
+) WITHOUT ROWID;
+"""
+_OLD_INDEXES: Final = (
+    "record_ended", "record_pid", "record_uid", "record_comm", "record_unit", "record_container",
+    "record_host", "record_failed", "record_slowest",
+)  # fmt: skip
+
 # One script for each version; a file of version N has been through the first N.
-MIGRATIONS: Final = (_V1,)
+MIGRATIONS: Final = (_V1, _V2)
 VERSION: Final = len(MIGRATIONS)
 
 
@@ -79,9 +103,24 @@ def migrate(database: sqlite3.Connection) -> None:
         raise NewerFile(f"it has schema {version}, and this conmond knows {VERSION}")
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
         database.executescript(f"BEGIN;{script}PRAGMA user_version={number};COMMIT;")
+    if database.execute("SELECT 1 FROM record LIMIT 1").fetchone() is None:
+        for name in old_indexes(database):
+            drop_index(database, name)
     database.execute(
         "INSERT OR IGNORE INTO meta VALUES ('dictionary', ?)", (zlib.compress(_DICTIONARY),)
     )
+    database.commit()
+
+
+def old_indexes(database: sqlite3.Connection) -> list[str]:
+    """Return the names of version 1's indexes that are still there."""
+    names = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    return [name for name in _OLD_INDEXES if name in names]
+
+
+def drop_index(database: sqlite3.Connection, name: str) -> None:
+    """Drop one of them. Of a million records that takes a tenth of a second and more."""
+    database.execute(f"DROP INDEX {name}")
     database.commit()
 
 

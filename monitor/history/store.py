@@ -1,7 +1,9 @@
 """The history file: one thread writes in batches, any thread reads, nothing stops the daemon.
 
 Whatever goes wrong with the file is said once, and records are dropped and counted meanwhile: a
-full disk is tried again, a broken file set aside for a new one.
+full disk and another's lock are tried again, a broken file set aside for a new one. The thread
+also makes blocks of what was written (monitor/history/blocks.py) and forgets what is too old, a
+little at a time.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ from typing import Final, NamedTuple, TypeVar
 from conmon.record import Record
 from monitor.api.parameters import slowest_us
 from monitor.errors import SourceError
-from monitor.history.query import HistoryPage, HistoryQuery, fetch, fetch_one
-from monitor.history.schema import NewerFile, migrate, read_dictionary
+from monitor.history import blocks
+from monitor.history.query import DamagedRecord, HistoryPage, HistoryQuery, fetch, fetch_one
+from monitor.history.schema import NewerFile, drop_index, migrate, old_indexes, read_dictionary
 
 __all__ = ["History", "HistoryStatus"]
 
 _MAX_QUEUED: Final = 8_000  # rows, some 13 MB at worst; a disk that is slower loses some
 _BATCH: Final = 256  # so that what waits takes little memory; a commit costs no sync
 _BATCH_S: Final = 1.0
+_SETTLING_S: Final = 0.05  # while blocks are made of an older file
 _FLUSH_S: Final = 0.5
 _CLOSE_S: Final = 5.0
 _RETRY_S: Final = 30.0  # after a write that failed
@@ -49,11 +53,15 @@ _Row = tuple[
 """A row of the table ``record``, without its number."""
 _BROKEN: Final = (
     "malformed", "not a database", "file is encrypted", "no such", "already exists",
+    "constraint failed",
 )  # fmt: skip
 
 
 class HistoryStatus(NamedTuple):
-    """How the history does. ``bytes`` is the size of its files; ``records`` None: being counted."""
+    """How the history does.
+
+    ``enabled``: it can be asked. ``bytes``: of its files. ``records`` None: being counted.
+    """
 
     enabled: bool
     path: Path
@@ -97,10 +105,15 @@ class History:
         self._ending = False
         self._retry_at = 0.0
         self._retention_at = 0.0
+        self._settle_at = 0.0
+        self._settling = False
         self._lock_fd = -1
         self._database: sqlite3.Connection | None = None
         self._readers = (_Reader(), _Reader())  # root's question waits for nobody else's
+        self._damage: str | None = None  # that a reader came across
         self._dictionary = b""
+        self._following = 1  # the next record's number
+        self._old_indexes: list[str] = []
         self._count: int | None = None
         self._oldest_us: int | None = None
         self._thread: threading.Thread | None = None
@@ -109,7 +122,7 @@ class History:
     def open(
         cls, path: str | Path, *, max_age_s: float, max_bytes: int, say: Callable[[str], None]
     ) -> History:
-        """Open or begin a history. Where that cannot be done it says why and keeps nothing.
+        """Open or begin a history. Where that cannot be done it says why, and tries again later.
 
         Args:
             path: of the file; its folder is made, for its owner alone.
@@ -117,13 +130,7 @@ class History:
             say: tells a person.
         """
         history = cls(Path(path), max_age_s=max_age_s, max_bytes=max_bytes, say=say)
-        try:
-            history._lock()
-            history._open()
-        except (OSError, sqlite3.Error, SourceError) as exc:
-            history._fail(exc)
-            history._unlock()
-            return history
+        history._try_open()
         history._thread = threading.Thread(target=history._write, name="history", daemon=True)
         history._thread.start()
         return history
@@ -136,7 +143,8 @@ class History:
         Args:
             body: its line of JSON.
         """
-        if self._thread is None or len(self._queue) >= _MAX_QUEUED:
+        unusable = self._database is None and self.error is not None
+        if unusable or not self._alive or len(self._queue) >= _MAX_QUEUED:
             self.dropped += 1
             return
         row = (
@@ -151,7 +159,7 @@ class History:
 
     def flush(self, timeout_s: float = _FLUSH_S) -> None:
         """Wait until what was added up to now can be read back, or for so long."""
-        if self._thread is None:
+        if not self._alive:
             return
         wanted = self._added
         if self._done >= wanted:
@@ -181,7 +189,7 @@ class History:
             SourceError: it cannot be read, or not in reasonable time.
         """
         self.flush()
-        return self._read(lambda database: fetch(database, query, self._dictionary))
+        return self._read(lambda database, end: fetch(database, query, self._dictionary, end))
 
     def get(self, identifier: str, uid: int | None) -> bytes | None:
         """Return the JSON of the record with this id; None where none is there for that uid.
@@ -189,10 +197,12 @@ class History:
         Raises:
             SourceError: it cannot be read.
         """
-        if self._thread is None:
+        if not self._usable:
             return None
         self.flush()
-        return self._read(lambda database: fetch_one(database, identifier, uid, self._dictionary))
+        return self._read(
+            lambda database, _: fetch_one(database, identifier, uid, self._dictionary)
+        )
 
     def status(self) -> HistoryStatus:
         """Return how it does. Touches the file's name alone."""
@@ -203,11 +213,22 @@ class History:
         # no question to the file: the daemon must not wait for someone's slow one
         oldest_us = self._oldest_us
         oldest = oldest_us * 1000 if oldest_us is not None else None
+        error = self.error
+        if error is None and not self._alive and not self._ending:
+            error = "its thread has ended"
         return HistoryStatus(
-            self._thread is not None, self.path, self._count, size, oldest, self.dropped, self.error
+            self._usable, self.path, self._count, size, oldest, self.dropped, error
         )
 
-    def _read(self, ask: Callable[[sqlite3.Connection], _Found]) -> _Found:
+    @property
+    def _usable(self) -> bool:
+        return self._alive and self._database is not None
+
+    @property
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _read(self, ask: Callable[[sqlite3.Connection, float], _Found]) -> _Found:
         first, second = self._readers
         if first.lock.acquire(blocking=False):
             try:
@@ -220,8 +241,12 @@ class History:
             finally:
                 second.close()  # seldom used, and a megabyte
 
-    def _read_with(self, reader: _Reader, ask: Callable[[sqlite3.Connection], _Found]) -> _Found:
+    def _read_with(
+        self, reader: _Reader, ask: Callable[[sqlite3.Connection, float], _Found]
+    ) -> _Found:
         end = time.monotonic() + _QUERY_S
+        if self._database is None:  # what is there may not be ours, or only half made
+            raise SourceError(f"cannot read the history {self.path}: {self.error or 'begun anew'}")
         try:
             if reader.database is None:
                 reader.database = sqlite3.connect(
@@ -229,11 +254,14 @@ class History:
                 )
                 reader.database.execute("PRAGMA cache_size = -1024")
             reader.database.set_progress_handler(lambda: time.monotonic() > end, _QUERY_STEPS)
-            return ask(reader.database)
+            return ask(reader.database, end)
         except ValueError as exc:
             raise SourceError("before must be what an earlier answer gave as next") from exc
         except sqlite3.Error as exc:
             reader.close()
+            if _is_broken(exc) and not isinstance(exc, DamagedRecord):
+                self._damage = str(exc)
+                self._wake.set()
             reason = f"took over {_QUERY_S:.0f} s" if "interrupted" in str(exc) else str(exc)
             raise SourceError(f"cannot read the history {self.path}: {reason}") from exc
 
@@ -246,58 +274,104 @@ class History:
 
     def _write(self) -> None:
         self._count_records()
-        while True:
-            self._wake.wait(_BATCH_S)
+        ending = False
+        while not ending:
+            self._wake.wait(_SETTLING_S if self._settling else _BATCH_S)
             self._wake.clear()
             ending = self._ending
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
-                self._write_batch(batch, last_try=ending)
-                with self._written:
-                    self._done += len(batch)
-                    self._written.notify_all()
-                if not ending:
-                    self._retain()  # here too: under load the queue may never be empty
-            if ending:
-                break
-            self._retain()
+            try:
+                self._work(ending)
+            except Exception as exc:  # noqa: BLE001 - the thread lives, whatever it is
+                self._retry_at = time.monotonic() + _RETRY_S
+                self._fail(exc)
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._database.close()
 
+    def _work(self, ending: bool) -> None:
+        """Do what is due."""
+        damage, self._damage = self._damage, None
+        if damage is not None and self._database is not None:
+            self._set_aside(damage)
+        if self._database is None and time.monotonic() >= self._retry_at:
+            self._try_open()
+        if self._count is None:
+            self._count_records()
+        while self._queue:
+            batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+            try:
+                self._write_batch(batch, last_try=ending)
+            finally:
+                with self._written:
+                    self._done += len(batch)
+                    self._written.notify_all()
+            if not ending:
+                self._tend()  # here too: under load the queue may never be empty
+        if not ending:
+            self._tend()
+
+    def _try_open(self) -> None:
+        try:
+            if self._lock_fd < 0:
+                self._lock()
+            self._open()
+        except (OSError, sqlite3.Error, SourceError) as exc:
+            self._retry_at = time.monotonic() + _RETRY_S
+            self._fail(exc)
+
+    def _tend(self) -> None:
+        """Make a block, or forget some, where it is time."""
+        now = time.monotonic()
+        if self._database is None:
+            return
+        try:
+            due = now >= max(self._settle_at, self._retry_at)
+            if due and len(self._queue) < _MAX_QUEUED / 2:
+                self._settling = self._settle(self._database)
+                # of an older file there is much: half of the time is the daemon's
+                ended = time.monotonic()
+                self._settle_at = 2 * ended - now if self._settling else 0.0
+            if now >= self._retention_at:
+                self._retention_at = now + (_RETENTION_S if not self._forget_some() else 0.0)
+        except sqlite3.Error as exc:
+            self._fail_with(exc)
+
+    def _settle(self, database: sqlite3.Connection) -> bool:
+        """Take one step towards blocks of all records; False: there is none to take."""
+        if blocks.settle(database, self._following):
+            return True
+        if self._old_indexes:
+            drop_index(database, self._old_indexes[0])
+            self._old_indexes.pop(0)
+            return True
+        return False
+
     def _count_records(self) -> None:
-        # A million takes half a second: not while the daemon waits to be ready.
+        # Of an older file a million takes half a second: not while the daemon waits to be ready.
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
-                (self._count,) = self._database.execute("SELECT count(*) FROM record").fetchone()
-
-    def _retain(self) -> None:
-        now = time.monotonic()
-        if now >= self._retention_at and self._database is not None:
-            self._retention_at = now + (_RETENTION_S if not self._forget_some() else 0.0)
+                self._count = blocks.count_records(self._database)
 
     def _write_batch(self, batch: list[tuple[_Row, bytes]], *, last_try: bool) -> None:
         now = time.monotonic()
         if self.error is not None and now < self._retry_at and not last_try:
             self.dropped += len(batch)
             return
-        try:
-            if self._database is None:
-                self._open()
-                self._count_records()
-            database = self._database
-            assert database is not None
-            with database:
-                for row, body in batch:
-                    self._insert(database, row, body)
-        except (sqlite3.Error, OSError, SourceError) as exc:
+        if self._database is None:
+            self._try_open()
+        database = self._database
+        if database is None:
             self.dropped += len(batch)
-            self._retry_at = now + _RETRY_S
-            if isinstance(exc, sqlite3.DatabaseError) and _is_broken(exc):
-                self._set_aside(str(exc))
-                return
-            self._fail(exc)
             return
+        try:
+            self._insert(database, batch)
+        except sqlite3.Error as exc:
+            self.dropped += len(batch)
+            self._fail_with(exc)
+            return
+        except BaseException:
+            self.dropped += len(batch)
+            raise
         if self._count is not None:
             self._count += len(batch)
         if self._oldest_us is None:
@@ -306,48 +380,37 @@ class History:
             self.error = None
             self._say(f"the history {self.path} is written again; {self.dropped} records were not")
 
-    def _insert(self, database: sqlite3.Connection, row: _Row, body: bytes) -> None:
-        cursor = database.execute(
-            "INSERT INTO record VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row
-        )
-        packer = zlib.compressobj(4, zlib.DEFLATED, -15, zdict=self._dictionary)
-        database.execute(
-            "INSERT INTO body VALUES (?, ?)",
-            (cursor.lastrowid, packer.compress(body) + packer.flush()),
-        )
+    def _insert(self, database: sqlite3.Connection, batch: list[tuple[_Row, bytes]]) -> None:
+        rows = []
+        bodies = []
+        for number, (row, body) in enumerate(batch, start=self._following):
+            packer = zlib.compressobj(4, zlib.DEFLATED, -15, zdict=self._dictionary)
+            rows.append((number, *row))
+            bodies.append((number, packer.compress(body) + packer.flush()))
+        with database:
+            database.executemany(
+                "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
+            database.executemany("INSERT INTO body VALUES (?, ?)", bodies)
+        self._following += len(batch)
 
     def _forget_some(self) -> bool:
         """Delete records that are too old or too many, a few at a time; True: more may be."""
         database = self._database
         assert database is not None
-        try:
-            (pages,) = database.execute("PRAGMA page_count").fetchone()
-            (free,) = database.execute("PRAGMA freelist_count").fetchone()
-            (page,) = database.execute("PRAGMA page_size").fetchone()
-            oldest_us = int((time.time() - self._max_age_s) * 1e6)
-            # Each by its own number: after a step of the clock, times do not follow numbers.
+        (pages,) = database.execute("PRAGMA page_count").fetchone()
+        (free,) = database.execute("PRAGMA freelist_count").fetchone()
+        (page,) = database.execute("PRAGMA page_size").fetchone()
+        oldest_us = int((time.time() - self._max_age_s) * 1e6)
+        doomed = blocks.doomed(database, oldest_us, self._following, _DELETE_AT_ONCE)
+        if not doomed and (pages - free) * page > _FULL * self._max_bytes:
             doomed = database.execute(
-                "SELECT seq FROM record INDEXED BY record_ended "
-                "WHERE ended_us < ? ORDER BY ended_us LIMIT ?",
-                (oldest_us, _DELETE_AT_ONCE),
+                "SELECT seq FROM record ORDER BY seq LIMIT ?", (_DELETE_AT_ONCE,)
             ).fetchall()
-            if not doomed and (pages - free) * page > _FULL * self._max_bytes:
-                doomed = database.execute(
-                    "SELECT seq FROM record ORDER BY seq LIMIT ?", (_DELETE_AT_ONCE,)
-                ).fetchall()
-            if not doomed:
-                return self._tidy(database, pages, free)
-            with database:
-                database.executemany("DELETE FROM record WHERE seq = ?", doomed)
-                database.executemany("DELETE FROM body WHERE seq = ?", doomed)
-            self._oldest_us = _oldest_us(database)
-        except sqlite3.Error as exc:
-            self._retry_at = time.monotonic() + _RETRY_S
-            if _is_broken(exc):
-                self._set_aside(str(exc))
-            else:
-                self._fail(exc)
-            return False
+        if not doomed:
+            return self._tidy(database, pages, free)
+        blocks.forget(database, doomed)
+        self._oldest_us = _oldest_us(database)
         if self._count is not None:
             self._count -= len(doomed)
         return True
@@ -365,13 +428,17 @@ class History:
     def _lock(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = self.path.with_suffix(".lock")
-        self._lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise SourceError(
-                "another conmond writes it; --state-dir names another folder"
-            ) from exc
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(descriptor)
+            if isinstance(exc, BlockingIOError):
+                raise SourceError(
+                    "another conmond writes it; --state-dir names another folder"
+                ) from exc
+            raise
+        self._lock_fd = descriptor
 
     def _unlock(self) -> None:
         if self._lock_fd >= 0:
@@ -402,6 +469,8 @@ class History:
             database.execute("PRAGMA journal_size_limit = 8388608")
             migrate(database)
             self._dictionary = read_dictionary(database)
+            self._following = blocks.next_number(database)
+            self._old_indexes = old_indexes(database)
             self._count = None
             self._oldest_us = _oldest_us(database)
         except BaseException:
@@ -410,19 +479,26 @@ class History:
         self._database = database
 
     def _set_aside(self, reason: str) -> None:
-        """Begin a new file, and keep the old one under another name."""
+        """Keep the file under another name; a new one is begun with the next batch.
+
+        Raises:
+            OSError: that cannot be done.
+        """
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._database.close()
             self._database = None
         self._close_readers()
         aside = f"{self.path}.broken-{int(time.time())}"
-        for suffix in ("", "-wal", "-shm"):
+        # the file last: a new one must not find the old one's log
+        for suffix in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
         self._forget_broken()
         self._count = None
         self._oldest_us = None
+        self._damage = None
+        self._settling = False
         self._retry_at = 0.0
         self._say(f"the history {self.path} cannot be used ({reason}); it is now {aside}")
 
@@ -441,8 +517,20 @@ class History:
                 with contextlib.suppress(OSError):
                     os.unlink(f"{path}{suffix}")
 
+    def _fail_with(self, exc: sqlite3.Error) -> None:
+        """A write has failed: set a broken file aside, and try again later."""
+        self._retry_at = time.monotonic() + _RETRY_S
+        if not _is_broken(exc):
+            self._fail(exc)
+            return
+        try:
+            self._set_aside(str(exc))
+        except OSError as failed:
+            self._fail(failed)
+
     def _fail(self, exc: Exception) -> None:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        reason = reason or type(exc).__name__
         if self.error != reason:
             self.error = reason
             self._say(f"no history is kept in {self.path}: {reason}")

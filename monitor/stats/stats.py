@@ -14,13 +14,16 @@ total       everything   since the daemon started, per leaf
 
 A question about the time since T adds up the slices since T; about longer than an hour ago, or
 about everything, the totals and the current slice. The least recently active leaves give way when
-there are too many: their totals become part of "other", of their own user.
+there are too many: what the totals and the slices hold of them becomes part of "other", of their
+own user, so that no slice knows more leaves than there are now. What an ended slice holds of a
+leaf is never changed, only replaced: it can be added up while records come in.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from conmon.record import Record
@@ -36,6 +39,7 @@ COARSE_FOR_NS: Final = 3_900_000_000_000
 _LONGEST_NS: Final = COARSE_FOR_NS - COARSE_NS  # whose first coarse slice is still whole
 MAX_HOSTS_OF_ONE: Final = 64
 MAX_UIDS: Final = 1000  # whose "other" is told apart
+MAX_UIDS_OF_SLICE: Final = 250  # likewise, in each of some 45 slices
 
 _ProcessKey = tuple[int | None, int | None]
 
@@ -43,11 +47,12 @@ _ProcessKey = tuple[int | None, int | None]
 class _Leaf:
     """One process and host. ``total`` holds every slice that has ended."""
 
-    __slots__ = ("key", "total", "who")
+    __slots__ = ("key", "since_ns", "total", "who")
 
-    def __init__(self, key: tuple[_ProcessKey, str | None], who: Who) -> None:
+    def __init__(self, key: tuple[_ProcessKey, str | None], who: Who, since_ns: int) -> None:
         self.key = key
         self.who = who
+        self.since_ns = since_ns  # the beginning of the first slice that may know it
         self.total = Tally()
 
 
@@ -60,6 +65,14 @@ class _Slice:
         self.begin_ns = begin_ns
         self.tallies: dict[_Leaf, Tally] = {}
         self.other: dict[int | None, Tally] = {}
+
+    def fold(self, uid: int | None, tally: Tally) -> None:
+        """Count what is no longer told apart."""
+        _of_uid(self.other, uid, MAX_UIDS_OF_SLICE).merge(tally)
+
+
+_Counted = tuple[_Leaf, Tally]
+_Tallies = dict[_Leaf, Tally]
 
 
 class Stats:
@@ -109,10 +122,7 @@ class Stats:
         tallies = self._current.tallies
         tally = tallies.get(leaf)
         if tally is None:
-            if len(tallies) < self.max_processes + self.max_hosts:
-                tally = tallies[leaf] = Tally()
-            else:
-                tally = _of_uid(self._current.other, leaf.who.uid)
+            tally = tallies[leaf] = Tally()
         tally.add(record)
 
     def _leaf(self, record: Record, start_ns: int | None) -> _Leaf:
@@ -138,6 +148,7 @@ class Stats:
                 record.pid, start_ns, record.comm, record.exe, record.unit, record.container,
                 record.uid, host, folded,
             ),
+            self._current.begin_ns,
         )  # fmt: skip
         self._leaves[key] = leaf
         self._of_process[process] += 1
@@ -160,8 +171,27 @@ class Stats:
             _discount(self._of_process, leaf.key[0])
             if leaf.who.host is not None:
                 _discount(self._of_host, leaf.who.host)
-            _of_uid(self._other, leaf.who.uid).merge(leaf.total)
-            # what it did in this slice goes where its total went when the slice ends
+            _of_uid(self._other, leaf.who.uid, MAX_UIDS).merge(leaf.total)
+            self._fold(leaf)
+
+    def _fold(self, leaf: _Leaf) -> None:
+        """Let no slice tell a leaf apart any more. The current slice's goes where its others go."""
+        for piece in self._slices_since(leaf.since_ns):
+            tally = piece.tallies.pop(leaf, None)
+            if tally is not None:
+                piece.fold(leaf.who.uid, tally)
+
+    def _slices_since(self, since_ns: int) -> Iterator[_Slice]:
+        """Yield, newest first, the slices that end after a moment."""
+        yield self._current
+        for piece in reversed(self._fine):
+            if piece.begin_ns < since_ns:
+                return
+            yield piece
+        for piece in reversed(self._coarse):
+            if piece.begin_ns + COARSE_NS <= since_ns:
+                return
+            yield piece
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -174,14 +204,12 @@ class Stats:
         self._current = _Slice(_floor(now_ns, FINE_NS))
         if current.tallies or current.other:
             for leaf, tally in current.tallies.items():
-                if self._leaves.get(leaf.key) is leaf:
-                    leaf.total.merge(tally)
-                    leaf.total.compact()
-                else:
-                    _of_uid(self._other, leaf.who.uid).merge(tally)
+                leaf.total.merge(tally)
+                leaf.total.compact()
                 tally.compact()
             for uid, tally in current.other.items():
-                _of_uid(self._other, uid).merge(tally)
+                _of_uid(self._other, uid, MAX_UIDS).merge(tally)
+                tally.compact()
             self._fine.append(current)
         self._age(now_ns)
 
@@ -199,37 +227,83 @@ class Stats:
         for leaf, tally in piece.tallies.items():
             known = into.tallies.get(leaf)
             if known is not None:
-                known.merge(tally)
-                known.compact()
-            elif len(into.tallies) < self.max_processes + self.max_hosts:
-                into.tallies[leaf] = tally
-            else:
-                _of_uid(into.other, leaf.who.uid).merge(tally)
+                # another one, since a question may be adding up what was there
+                tally = _sum(known, tally)
+            into.tallies[leaf] = tally
         for uid, tally in piece.other.items():
-            _of_uid(into.other, uid).merge(tally)
+            into.fold(uid, tally)
 
     # -- out ----------------------------------------------------------------------------------
 
     def processes(
         self, query: StatsQuery, open_now: Sequence[OpenConns], now_ns: int
     ) -> StatsAnswer:
-        """Add up what was asked for.
+        """Add up what was asked for. See :meth:`collect`."""
+        return self.collect(query, open_now, now_ns).answer()
+
+    def collect(self, query: StatsQuery, open_now: Sequence[OpenConns], now_ns: int) -> Collected:
+        """Gather what was asked for; what is left to do then needs nothing of this object.
 
         Args:
             query: which connections, how grouped, since when.
             open_now: all connections that are open; those that fit are counted.
         """
         self._turn(now_ns)
-        since_ns, counted, others = self._window(query.since_ns, now_ns)
+        since_ns, counted, ended, others = self._window(query.since_ns, now_ns)
+        found = Collected(query, since_ns, ended)
+        found.add(counted)
+        # those begun before are open, but not of this window
+        found.add_open(open_now, 1 if query.since_ns is None else since_ns)
+        if not query.filters_who:
+            for uid, tally in others:
+                if query.uid_only is None or uid == query.uid_only:
+                    found.other.tally.merge(tally)
+        return found
+
+    def _window(
+        self, since_ns: int | None, now_ns: int
+    ) -> tuple[int, Iterable[_Counted], list[_Tallies], list[tuple[int | None, Tally]]]:
+        """Return where it begins; what still changes, and what does not; and of no leaf."""
+        current = self._current
+        if since_ns is None or since_ns <= self.started_ns or since_ns < now_ns - _LONGEST_NS:
+            totals = ((leaf, leaf.total) for leaf in self._leaves.values())
+            others = [*self._other.items(), *current.other.items()]
+            return self.started_ns, chain(totals, current.tallies.items()), [], others
+        begin_ns = _floor(since_ns, FINE_NS)
+        slices = [piece for piece in self._fine if piece.begin_ns >= begin_ns]
+        if begin_ns < now_ns - FINE_FOR_NS - FINE_NS:
+            begin_ns = _floor(since_ns, COARSE_NS)
+            slices = [*self._fine, *(p for p in self._coarse if p.begin_ns >= begin_ns)]
+        # copied as a whole: a tuple for each would set the garbage collector to work
+        ended = [piece.tallies.copy() for piece in slices]
+        if begin_ns <= current.begin_ns:
+            slices.append(current)
+        others = [item for piece in slices for item in piece.other.items()]
+        counted = current.tallies.items() if begin_ns <= current.begin_ns else ()
+        return max(self.started_ns, begin_ns), counted, ended, others
+
+
+class Collected:
+    """What one question asks for. :meth:`answer` needs no lock, as :class:`Stats` does."""
+
+    def __init__(self, query: StatsQuery, since_ns: int, ended: list[_Tallies]) -> None:
+        self.other = _Row(None)
+        self._query = query
+        self._since_ns = since_ns
+        self._ended = ended
+        self._rows: dict[Any, _Row] = {}
+
+    def add(self, counted: Iterable[_Counted]) -> None:
+        """Count what leaves have."""
+        query = self._query
         key_of = _GROUPS[query.by]
-        rows: dict[Any, _Row] = {}
-        other = _Row(None)
+        rows = self._rows
         for leaf, tally in counted:
             who = leaf.who
             if not query.wants(who):
                 continue
             if query.by == "host" and who.folded:
-                other.tally.merge(tally)
+                self.other.tally.merge(tally)
                 continue
             key = key_of(who)
             row = rows.get(key)
@@ -237,50 +311,38 @@ class Stats:
                 row = rows[key] = _Row(who)
             row.tally.merge(tally)
             row.processes.add((who.pid, who.process_start_ns))
+
+    def add_open(self, open_now: Sequence[OpenConns], from_ns: int) -> None:
+        """Count what is open, and as opened what began since a moment."""
+        key_of = _GROUPS[self._query.by]
         for conn in open_now:
-            if not query.wants(conn):
+            if not self._query.wants(conn):
                 continue
             key = key_of(conn)
-            row = rows.get(key)
+            row = self._rows.get(key)
             if row is None:
-                row = rows[key] = _Row(conn)
+                row = self._rows[key] = _Row(conn)
             row.processes.add((conn.pid, conn.process_start_ns))
             row.open += len(conn.began_ns)
             row.sent += conn.sent
             row.received += conn.received
-            # those begun before are open, but not of this window
-            from_ns = 1 if query.since_ns is None else since_ns
             row.opened += sum(began_ns >= from_ns for began_ns in conn.began_ns)
-        if not query.filters_who:
-            for uid, tally in others:
-                if query.uid_only is None or uid == query.uid_only:
-                    other.tally.merge(tally)
-        ordered = _ordered(rows.values(), query.sort)
+
+    def answer(self) -> StatsAnswer:
+        """Add up, sort and find quantiles, which takes longer than gathering. Once only."""
+        for tallies in self._ended:
+            self.add(tallies.items())
+        self._ended = []
+        query = self._query
+        ordered = _ordered(self._rows.values(), query.sort)
         shown = ordered if query.limit is None else ordered[: query.limit]
         return StatsAnswer(
             query.by,
-            since_ns,
+            self._since_ns,
             [_row_dict(row, query.by) for row in shown],
-            _row_dict(other, None) if other.tally.ended else None,
+            _row_dict(self.other, None) if self.other.tally.ended else None,
             len(ordered),
         )
-
-    def _window(
-        self, since_ns: int | None, now_ns: int
-    ) -> tuple[int, Iterator[tuple[_Leaf, Tally]], list[tuple[int | None, Tally]]]:
-        if since_ns is None or since_ns <= self.started_ns or since_ns < now_ns - _LONGEST_NS:
-            totals = ((leaf, leaf.total) for leaf in self._leaves.values())
-            others = [*self._other.items(), *self._current.other.items()]
-            return self.started_ns, _chain(totals, self._current.tallies.items()), others
-        begin_ns = _floor(since_ns, FINE_NS)
-        slices = [piece for piece in (*self._fine, self._current) if piece.begin_ns >= begin_ns]
-        if begin_ns < now_ns - FINE_FOR_NS - FINE_NS:
-            begin_ns = _floor(since_ns, COARSE_NS)
-            slices = [*self._fine, self._current]
-            slices += [piece for piece in self._coarse if piece.begin_ns >= begin_ns]
-        tallies = (item for piece in slices for item in piece.tallies.items())
-        others = [item for piece in slices for item in piece.other.items()]
-        return max(self.started_ns, begin_ns), tallies, others
 
 
 class _Row:
@@ -294,13 +356,6 @@ class _Row:
         self.opened = 0
         self.sent = 0
         self.received = 0
-
-
-def _chain(
-    first: Iterable[tuple[_Leaf, Tally]], second: Iterable[tuple[_Leaf, Tally]]
-) -> Iterator[tuple[_Leaf, Tally]]:
-    yield from first
-    yield from second
 
 
 _GROUPS: Final[dict[str, Callable[[Who | OpenConns], Any]]] = {
@@ -360,12 +415,20 @@ def _row_dict(row: _Row, by: str | None) -> dict[str, Any]:
     }
 
 
+def _sum(one: Tally, other: Tally) -> Tally:
+    both = Tally()
+    both.merge(one)
+    both.merge(other)
+    both.compact()
+    return both
+
+
 def _floor(moment_ns: int, step_ns: int) -> int:
     return moment_ns - moment_ns % step_ns
 
 
-def _of_uid(tallies: dict[int | None, Tally], uid: int | None) -> Tally:
-    if uid not in tallies and len(tallies) >= MAX_UIDS:
+def _of_uid(tallies: dict[int | None, Tally], uid: int | None, most: int) -> Tally:
+    if uid not in tallies and len(tallies) >= most:
         uid = None
     tally = tallies.get(uid)
     if tally is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from conmon import Record
 from monitor.cli.output import json_line
 from monitor.errors import SourceError
-from monitor.history import History, HistoryQuery
+from monitor.history import History, HistoryQuery, store
 from monitor.history.schema import VERSION
 
 KEEP = {"max_age_s": 86_400, "max_bytes": 10**9}
@@ -164,6 +166,7 @@ def test_a_second_daemon_keeps_none_there(history, said):
     other.add(record(1), b"{}")
     assert other.dropped == 1
     assert not other.status().enabled
+    other.close()
     assert "another conmond" in said.pop()
 
 
@@ -307,3 +310,131 @@ def test_a_question_does_not_wait_for_another(history):
         assert len(history.query(HistoryQuery()).bodies) == 1
     assert second.database is None  # a megabyte that is seldom needed
     assert len(history.query(HistoryQuery()).bodies) == 1
+
+
+# -- what cannot be opened, locked, renamed or read ---------------------------------------------
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """What failed is tried again at once."""
+    monkeypatch.setattr(store, "_RETRY_S", 0.0)
+    monkeypatch.setattr(store, "_BATCH_S", 0.01)
+
+
+def until(condition):
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_disk_that_is_full_at_the_start_is_tried_again(tmp_path, said, soon, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr(store.History, "_connect", raising(full))
+        history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+        assert not history.status().enabled
+        add(history, [record(1)])
+        assert (history.dropped, history.status().error) == (1, "No space left on device")
+        history.flush(9)  # waits for nothing
+        assert history.get("aaaaaaaa-1", None) is None
+        with pytest.raises(SourceError, match="No space left"):
+            history.query(HistoryQuery())
+    until(lambda: history.status().enabled)
+    add(history, [record(2)])
+    assert ids(history.query(HistoryQuery())) == ["aaaaaaaa-2"]
+    assert history.status().error is None
+    history.close()
+    assert len(said) == 2, said
+
+
+def raising(exc):
+    def failing(*_args, **_words):
+        raise exc
+
+    return failing
+
+
+def test_a_history_is_kept_once_the_other_daemon_is_gone(tmp_path, said, soon):
+    first = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    second = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    add(first, [record(1)])
+    assert not second.status().enabled
+    first.close()
+    until(lambda: second.status().enabled)
+    add(second, [record(2)])
+    assert ids(second.query(HistoryQuery())) == ["aaaaaaaa-2", "aaaaaaaa-1"]
+    second.close()
+    assert "another conmond" in said[0]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_broken_file_that_cannot_be_set_aside_is_said(written, said, soon, monkeypatch, code):
+    history = History.open(written, **KEEP, say=said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", raising(OSError(code, os.strerror(code))))
+        patch.setattr(
+            history, "_insert", raising(sqlite3.DatabaseError("database disk image is malformed"))
+        )
+        add(history, [record(1)])
+        until(lambda: history.status().error == os.strerror(code))
+        assert history.dropped == 1
+        assert history._thread.is_alive()
+    add(history, [record(2)])
+    until(lambda: history.status().enabled)
+    add(history, [record(3)])
+    assert "aaaaaaaa-3" in ids(history.query(HistoryQuery()))
+    assert history.status().error is None
+    history.close()
+
+
+def test_whatever_happens_the_writer_goes_on(history, said, soon, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "_insert", raising(RuntimeError("of a kind nobody thought of")))
+        add(history, [record(1)])
+        until(lambda: history.status().error == "of a kind nobody thought of")
+    assert history.dropped == 1
+    add(history, [record(2)])
+    assert ids(history.query(HistoryQuery())) == ["aaaaaaaa-2"]
+    assert len(said) == 2, said
+    said.clear()
+
+
+def test_a_writer_that_is_dead_is_said_and_not_waited_for(tmp_path, said):
+    history = History.open(tmp_path / "h.db", **KEEP, say=said.append)
+    thread = history._thread
+    history._thread = threading.Thread(target=print)  # never started
+    status = history.status()
+    assert (status.enabled, status.error) == (False, "its thread has ended")
+    add(history, [record(1)])
+    assert history.dropped == 1
+    started = time.monotonic()
+    history.flush(5)
+    assert time.monotonic() - started < 1
+    history._thread = thread
+    history.close()
+
+
+def test_damage_that_a_question_comes_across_gets_the_file_set_aside(written, said, soon):
+    history = History.open(written, **KEEP, say=said.append)
+    assert counted(history) == 11
+    change(written, "DROP TABLE body")
+    with pytest.raises(SourceError, match="no such table"):
+        history.get("aaaaaaaa-1", None)
+    until(lambda: list(written.parent.glob("h.db.broken-*")) and history.status().enabled)
+    add(history, [record(1)])
+    assert ids(history.query(HistoryQuery())) == ["aaaaaaaa-1"]
+    history.close()
+    assert len(said) == 1, said
+
+
+def test_one_damaged_record_does_not_get_the_file_set_aside(written, said, soon):
+    change(written, "UPDATE body SET data = x'ffff' WHERE seq = 7")
+    history = History.open(written, **KEEP, say=said.append)
+    with pytest.raises(SourceError, match="malformed"):
+        history.get("aaaaaaaa-6", None)
+    add(history, [record(50)])
+    assert len(history.query(HistoryQuery()).bodies) == 11
+    history.close()
+    assert not said

@@ -108,6 +108,53 @@ def test_a_million_short_lived_processes_stay_within_bounds():
     assert stats.folded == 20_000 - 50
 
 
+def test_no_window_knows_more_processes_than_there_may_be():
+    stats = Stats(started_ns=NOW, max_processes=50, max_hosts=40)
+    for number in range(100_000):
+        stats.add(record(number, host=f"h{number}"), 1, NOW + number * SECOND // 20)
+    now = NOW + 5000 * SECOND
+    for piece in (*stats._fine, *stats._coarse, stats._current):
+        assert len(piece.tallies) <= 40
+    for seconds in (5, 60, 300, 3500):
+        answer = stats.processes(StatsQuery(since_ns=now - seconds * SECOND), [], now)
+        assert answer.total <= 40
+        begun = sum(NOW + n * SECOND // 20 >= answer.since_ns for n in range(100_000))
+        assert counted(answer) == begun
+        mine = stats.processes(StatsQuery(since_ns=answer.since_ns, uid_only=1), [], now)
+        assert counted(mine) == begun // 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9), st.integers(0, 90)), max_size=150))
+def test_windows_are_exact_under_folding(events):
+    stats = Stats(started_ns=NOW, max_processes=4, max_hosts=3)
+    now, ended = NOW, []
+    for pid, host, seconds in events:
+        now += seconds * SECOND
+        stats.add(record(pid, host=f"h{host}"), 1, now)
+        ended.append(now)
+    for seconds in (10, 100, 1000, 3000):
+        query = StatsQuery(since_ns=now - seconds * SECOND, by="host")
+        answer = stats.processes(query, [], now)
+        assert answer.total <= 4
+        assert counted(answer) == sum(moment >= answer.since_ns for moment in ended)
+
+
+def test_what_was_gathered_stays_as_it_is_while_records_come_in():
+    def run(stats, numbers):
+        for number in numbers:
+            stats.add(record(number % 23, host="h"), 1, NOW + number * SECOND)
+
+    for seconds in (30, 300, 2900):
+        stats = Stats(started_ns=NOW, max_processes=20, max_hosts=20)
+        run(stats, range(3000))
+        query = StatsQuery(since_ns=NOW + (3000 - seconds) * SECOND)
+        wanted = stats.processes(query, [], NOW + 3000 * SECOND)
+        gathered = stats.collect(query, [], NOW + 3000 * SECOND)
+        run(stats, range(3000, 9000))  # slices end, grow coarse and are let go, leaves give way
+        assert gathered.answer() == wanted
+        assert counted(wanted) >= seconds
+
+
 def test_a_crawler_is_one_process_with_many_hosts():
     stats = Stats(started_ns=NOW)
     for number in range(500):
