@@ -27,11 +27,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from conmon.names import AI_NUMERICHOST, EAI_AGAIN
+from conmon.names import AI_NUMERICHOST
 from conmon.record import Record, Tcp
 from monitor.correlate.attempts import Group, Held, Trial, belongs, group_of, trial_of
 from monitor.correlate.build import Clock, Facts, lookup_record, record_of
 from monitor.correlate.dns_wire import DnsTable
+from monitor.correlate.failed import FailedLookups
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.identity import Identities, Identity
 from monitor.correlate.lookups import (
@@ -85,22 +86,10 @@ AI_CANONNAME: Final = 0x2  # glibc and musl
 
 Key = tuple[int, int]
 """An open connection: its sk and connect_ns."""
-_Hints = tuple[int, int, bytes]  # family, flags, service: how a name was asked for
 
 
 def _key(conn: ConnEvent) -> bytes:
     return address_key(conn.family, conn.raddr)
-
-
-def _hints(event: LookupEvent) -> _Hints:
-    return event.hint_family, event.hint_flags, event.service
-
-
-@dataclass(slots=True)
-class _HeldLookup:
-    lookup: Lookup
-    deadline_ns: int
-    hints: set[_Hints]
 
 
 @dataclass(slots=True)
@@ -143,7 +132,7 @@ class Correlator:
         self._open: dict[Key, _Open] = {}
         self._held: OrderedDict[Group, Held] = OrderedDict()
         self._deferred: list[ConnEvent] = []
-        self._failed_lookups: list[_HeldLookup] = []
+        self._failed_lookups = FailedLookups(most=MAX_HELD)
         self._parents: OrderedDict[int, int] = OrderedDict()
         self._lost_ns = 0
         self._lookup_since_snapshot = False
@@ -179,11 +168,10 @@ class Correlator:
     def deadline(self) -> int | None:
         """When a snapshot is wanted at the latest; None if nothing waits for one."""
         times = [held.deadline_ns for held in self._held.values()]
-        times += [held.deadline_ns for held in self._failed_lookups]
         times += [conn.end_ns + DEFERRED_HOLD_NS for conn in self._deferred]
-        unanswered = self._dns.deadline_ns()
-        if unanswered is not None:
-            times.append(unanswered)
+        for failing_ns in (self._failed_lookups.deadline_ns(), self._dns.deadline_ns()):
+            if failing_ns is not None:
+                times.append(failing_ns)
         return min(times, default=None)
 
     def wants(self, key: Key, process: tuple[int, int], ppid: int, *, established: bool) -> bool:
@@ -299,7 +287,7 @@ class Correlator:
         records = self._settle_in_order([])
         for group in list(self._held):
             records.append(self._failed_record(self._held.pop(group)))
-        records += [self._lookup_failed(held.lookup) for held in self._failed_lookups]
+        records += [self._lookup_failed(lookup) for lookup in self._failed_lookups]
         self._failed_lookups.clear()
         return records
 
@@ -308,7 +296,7 @@ class Correlator:
     def _lookup_returned(self, event: LookupEvent) -> list[Record]:
         self._lookup_since_snapshot = True
         if event.ret == 0:
-            self._take_held_lookup(self._lookups.add(event, self._ancestors(event)), None)
+            self._failed_lookups.found(self._lookups.add(event, self._ancestors(event)))
             return []
         if event.hint_flags & AI_NUMERICHOST:
             return []  # only asked whether the text is an address
@@ -317,15 +305,9 @@ class Correlator:
         lookup = self._lookups.add(event, self._ancestors(event))
         if self._lookups.has_twin(lookup):
             return []  # the name is there, in the other family
-        held = _HeldLookup(lookup, lookup.end_ns + HOLD_NS, {_hints(event)})
-        earlier = self._take_held_lookup(lookup, _hints(event))
-        if earlier is not None:
-            lookup.start_ns = earlier.lookup.start_ns
-            held.hints |= earlier.hints
-        if len(self._failed_lookups) >= MAX_HELD:
-            return [self._lookup_failed(lookup)]
-        self._failed_lookups.append(held)
-        return []
+        if self._failed_lookups.hold(lookup, event, lookup.end_ns + HOLD_NS):
+            return []
+        return [self._lookup_failed(lookup)]
 
     def _ancestors(self, event: LookupEvent) -> list[int]:
         ancestors: list[int] = []
@@ -334,25 +316,6 @@ class Correlator:
             ancestors.append(pid)
             pid = self._parents.get(pid)
         return ancestors
-
-    def _take_held_lookup(self, lookup: Lookup, hints: _Hints | None) -> _HeldLookup | None:
-        """The same thread asks for the same name again: one lookup in several calls, if in
-        another way, or after a failure that may pass, or with success (None) in the end. To ask
-        in the same way for what does not exist is another try, and the first one failed. Likewise
-        another thread that asks for the other family.
-        """
-        for i, held in enumerate(self._failed_lookups):
-            before = held.lookup
-            again = (
-                before.task.tid == lookup.task.tid
-                and before.task.start_ns == lookup.task.start_ns
-                and before.name == lookup.name
-                and (hints not in held.hints or before.ret == EAI_AGAIN)
-            )
-            if again or before.is_twin(lookup):
-                del self._failed_lookups[i]
-                return held
-        return None
 
     def _lookup_failed(self, lookup: Lookup) -> Record:
         task = lookup.task
@@ -573,10 +536,7 @@ class Correlator:
                 continue
             del self._held[group]
             records.append(self._failed_record(held))
-        if self._failed_lookups:
-            due = [held for held in self._failed_lookups if held.deadline_ns <= now_ns]
-            self._failed_lookups = [h for h in self._failed_lookups if h.deadline_ns > now_ns]
-            records += [self._lookup_failed(held.lookup) for held in due]
+        records += [self._lookup_failed(lookup) for lookup in self._failed_lookups.due(now_ns)]
         for lookup in self._dns.failures(now_ns):
             record = self._lookup_failed(lookup)
             # it asks for others, whose own records say that it failed
@@ -601,7 +561,4 @@ class Correlator:
         for group, held in self._held.items():
             if group[0] == event.pid and group[1] == event.start_ns:
                 held.deadline_ns = min(held.deadline_ns, deadline)
-        for waiting in self._failed_lookups:
-            task = waiting.lookup.task
-            if task.pid == event.pid and task.start_ns == event.start_ns:
-                waiting.deadline_ns = min(waiting.deadline_ns, deadline)
+        self._failed_lookups.process_ended((event.pid, event.start_ns), deadline)

@@ -102,7 +102,7 @@ def test_it_ends_when_the_process_is_another_users(sessions, processes, owners):
     owners[first] = owners[third] = {USER.uid, 0}
     sessions.executed(first)
     assert feeds[first].ended
-    assert b'"why":"user"' in feeds[first].take()[-1]
+    assert b'"why":"user"' in list(iter(feeds[first].take, None))[-1]
     owners[second] = {USER.uid, 0}
     sessions.tick(0)
     assert feeds[second].ended
