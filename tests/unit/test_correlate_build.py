@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import struct
+
 import pytest
 
+from conmon.record import Turns
 from monitor.correlate import Clock
+from monitor.correlate.exchange import exchange_of
 from monitor.decode import ConnFlag, Library
 from tests.unit.events import (
     MS,
     RESET,
+    TESTS,
     TIMED_OUT,
     Capture,
     World,
@@ -115,6 +121,18 @@ def test_http_is_read_from_the_first_bytes_each_way() -> None:
     assert cut is None or cut.get("resp") is None
 
 
+@pytest.mark.parametrize("interim", [b"100 Continue\r\n\r\n", b"103 Early Hints\r\nLink: <"])
+def test_an_interim_answer_alone_is_no_status(interim) -> None:
+    request, answer = b"PUT /x HTTP/1.1\r\n", (b"HTTP/1.1 " + interim)[:32]
+    connection = talked(
+        tx_head=request.ljust(32), tx_head_len=len(request), rx_head=answer.ljust(32),
+        rx_head_len=len(answer),
+    )  # fmt: skip
+    assert record_of(connection).prot_specific == {  # and the record keeps to the schema
+        "protocol": "http", "method": "PUT", "version": "1.1",
+    }  # fmt: skip
+
+
 def test_a_socket_without_a_cookie_has_an_id_all_the_same() -> None:
     first, second = conn(1, end=9, cookie=0), conn(2, end=9, cookie=0)
     ids = {record_of(c).id for c in (first, second)}
@@ -151,6 +169,14 @@ def test_a_connection_that_was_broken_off(fields, state, error) -> None:
 # ---- TLS -----------------------------------------------------------------------------------------
 
 FULL = Capture("tls13_full")
+DATA = TESTS / "data" / "tls"
+
+
+def log_of(entries):
+    return b"".join(
+        struct.pack("=IHBB", us, size, kind, (1 if rx else 0) | (2 if first else 0))
+        for us, size, kind, rx, first, *_ in entries
+    )
 
 
 def hellos_of(connection, capture):
@@ -227,6 +253,47 @@ def test_turns_of_the_log_and_those_counted_after_it_add_up() -> None:
     assert more.sum_us == alone.sum_us + 70_000
     assert more.max_us == max(alone.max_us, 50_000)
     assert tls_record(turn_max_ns=0).turns.max_us == alone.max_us > 0
+
+
+def test_a_server_that_speaks_first_inside_tls_greets() -> None:
+    log = json.loads((DATA / "tls13_idle_then_request.json").read_text())["log"]
+    *entries, request, answer = ([us + 10_000, *rest] for us, *rest in log)
+    greeting = [request[0] - 5000, 80, 23, True, True, "app"]
+    capture = Capture("tls13_idle_then_request")
+    capture.log = log_of([*entries, greeting, request, answer])
+    record = tls_record(capture)
+    assert record.greeting_us == greeting[0] - record.sockconn_us
+    assert record.txn_resp_us == answer[0] - request[0]
+    # what was said before TLS began comes first; and a proxy's answer to CONNECT is no greeting
+    assert tls_record(capture, int(ConnFlag.TLS_LATE)).greeting_us is None
+    assert tls_record().greeting_us is None
+
+
+def test_an_upload_that_fills_the_log_is_answered_after_it() -> None:
+    entries = json.loads((DATA / "tls13_post_far.json").read_text())["log"]
+    tickets = next(i for i, e in enumerate(entries) if e[5] == "h4")
+    body = [[entries[tickets][0] + 10_000 + n, 16401, 23, False, True] for n in range(20)]
+    capture = Capture("tls13_post_far")
+    capture.log = log_of([*entries[: tickets + 2], *body][:32])
+    request_us = next(e[0] for e in entries if e[5] == "app")
+    last_us = body[0][0]  # of what was sent in one go, to the kernel
+    upload = capture.on(
+        conn(0, end=1000), turn_count=1, turn_sum_ns=200 * MS - last_us * 1000,
+        turn_max_ns=200 * MS - last_us * 1000,
+    )  # fmt: skip
+    seen = exchange_of(upload, None, late_rx_us=200_000)
+    assert seen.response_us == 200_000 - request_us
+    assert seen.turns == Turns(1, seen.response_us, seen.response_us)
+    # later turns are the kernel's own
+    later = upload._replace(turn_count=3, turn_sum_ns=upload.turn_sum_ns + 80 * MS)
+    turns = exchange_of(later, None, late_rx_us=200_000).turns
+    assert turns == Turns(3, seen.response_us + 80_000, seen.response_us)
+    unanswered = exchange_of(upload._replace(turn_count=0, turn_sum_ns=0, turn_max_ns=0), None)
+    assert (unanswered.response_us, unanswered.turns) == (None, Turns(0, 0, 0))
+    # nor is what comes behind an answer that the log holds
+    full = Capture("tls13_full").on(conn(0, end=1000))
+    answered = exchange_of(full, None)
+    assert exchange_of(full, None, late_rx_us=900_000) == answered
 
 
 def test_the_protocol_chosen_is_told_apart_from_those_offered() -> None:

@@ -118,6 +118,7 @@ def consistent(wire: Wire, log: list) -> None:
     begun = {at for at, *_ in log}
     for at in (wire.handshake_done_us, wire.request_us, wire.response_us, wire.open_request_us):
         assert at is None or at in begun
+    assert wire.greeting_us is None or wire.greeting_us in begun
     assert (wire.response_us is None) == (wire.turn_count == 0)
     assert wire.request_us is not None or wire.response_us is None
     assert 0 <= wire.turn_max_us <= wire.turn_sum_us <= wire.turn_max_us * wire.turn_count
@@ -412,7 +413,7 @@ def test_worst_cases_of_quic_stay_under_a_millisecond():
     for name, datagrams in quic_datagrams().items():
         took = list(zip(*(quic_steps(datagrams) for _ in range(20)), strict=True))
         slowest[name] = max(min(step) for step in took)
-        assert min(sum(steps) for steps in zip(*took, strict=True)) < 2 * SLOW_NS, name
+        assert min(sum(steps) for steps in zip(*took, strict=True)) < 3 * SLOW_NS, name
     assert max(slowest.values()) < SLOW_NS, slowest
 
 
