@@ -336,6 +336,7 @@ def _stages_13(
         rx_may_pad=len(theirs) == 1,
         ticket_limit_us=log[end][0] + 2 * (trip_us or 0) + TICKET_SLACK_US,
         certificate=certificate,
+        finished=finished,
     )
     return stages
 

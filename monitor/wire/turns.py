@@ -61,6 +61,10 @@ _PRELUDE = _SETTINGS | _CONTROL
 # RFC 8446 section 4.6.3: type, length, and whether the other side is to do it too.
 _KEY_UPDATE = 5
 _KEY_UPDATES = frozenset((_KEY_UPDATE,))
+# A CertificateVerify, after its 8 bytes of type, lengths and algorithm: Ed25519, ECDSA, Ed448, RSA.
+_VERIFY = frozenset(
+    8 + n for n in (64, 70, 71, 72, 102, 103, 104, 114, 137, 138, 139, 256, 384, 512)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,8 @@ class After:
     ``*_overhead`` is a record's length less the plaintext in it, 0 where that varies;
     ``rx_may_pad``: or JAVA_PADDING more. ``ticket_limit_us``: by then session tickets have
     come, if any do; None where they are not sent as data (up to TLS 1.2). ``certificate``: the
-    client sent one, which is then in its tickets.
+    client sent one, which is then in its tickets. ``finished``: lengths of a record with nothing
+    but a Finished.
     """
 
     data: Sequence[Record]
@@ -79,6 +84,7 @@ class After:
     rx_may_pad: bool = False
     ticket_limit_us: int | None = None
     certificate: bool = False
+    finished: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -124,6 +130,9 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
     if h2_possible:
         _skip_preludes(data, first, skip, turns, after, acked)
 
+    if client is not None and client.post_handshake_auth:
+        _skip_late_certificate(data, skip, after)
+
     for index, (at, length, _, _, _) in enumerate(data[:first]):
         if index not in skip and not (h2_possible and _holds(_PRELUDE, length, after)):
             turns.greeting_us = at
@@ -150,6 +159,27 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
                 turns.request_us = at
     turns.open_request_us = opened
     return turns
+
+
+# A server that wants a certificate only for what was asked (RFC 8446 section 4.6.2): its request is
+# no answer, the client's Certificate, CertificateVerify and Finished are no request, and new tickets
+# may follow. Told only where each has a record of its own.
+def _skip_late_certificate(data: Sequence[Record], skip: set[int], after: After) -> None:
+    rest = [index for index in range(len(data)) if index not in skip]
+    for at in range(1, len(rest) - 3):
+        ways = [data[index][3] for index in rest[at - 1 : at + 5]]
+        if (
+            ways[:5] == [False, True, False, False, False]
+            and ways[5:] != [False]
+            and data[rest[at + 2]][1] - after.tx_overhead in _VERIFY
+            and data[rest[at + 3]][1] in after.finished
+        ):
+            end = at + 4
+            while end + 1 < len(rest) and data[rest[end]][1] == data[rest[end + 1]][1]:
+                end += 1
+            tickets = at + 4 < end < len(rest) - 1
+            skip.update(rest[at : end + 1 if tickets else at + 4])
+            return
 
 
 # Whether this record, sent before anything was asked, changes keys: what follows is sent as well,

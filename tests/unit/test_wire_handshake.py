@@ -372,6 +372,20 @@ def test_a_request_as_short_as_new_keys_is_one_all_the_same():
     assert (wire.request_us, wire.response_us, wire.turn_count) == (70_000, 91_000, 2)
 
 
+@pytest.mark.parametrize("tickets", [[], [rx(121, 1050), rx(121, 1050)]])
+@pytest.mark.parametrize("verify", [281, 96])
+def test_a_certificate_that_is_asked_for_after_the_handshake(tickets, verify):
+    client = dataclasses.replace(CLIENT, post_handshake_auth=True)
+    log = [*START, tx(41.2, 120), rx(61, 250), rx(61, 250), rx(62, 180)]
+    log += [tx(100, 1602), tx(100, verify), tx(100, 53)]
+    wire = judge([*log, *tickets, rx(161, 900), rx(161.1, 901)], client=client)
+    assert (wire.request_us, wire.response_us, wire.turn_count) == (41_200, 161_000, 1)
+    assert judge(log, client=client).open_request_us == 41_200
+    assert judge([*log, rx(161, 900), rx(161, 900)], client=client).response_us == 161_000
+    # a client that offers none is asked for none
+    assert judge([*log, rx(161, 900)]).turn_count == 2
+
+
 def test_full_records_are_never_tickets():
     wire = judge([*START, tx(41.2, 120), rx(61, 16401), rx(61.1, 16401), rx(99, 500)])
     assert wire.response_us == 61_000
