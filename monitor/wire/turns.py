@@ -161,8 +161,8 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
     return turns
 
 
-# A server that wants a certificate only for what was asked (RFC 8446 section 4.6.2): its request is
-# no answer, the client's Certificate, CertificateVerify and Finished are no request, and new tickets
+# A server may want a certificate for what was asked (RFC 8446 section 4.6.2): wanting it is no
+# answer, the client's Certificate, CertificateVerify and Finished are no request, and new tickets
 # may follow. Told only where each has a record of its own.
 def _skip_late_certificate(data: Sequence[Record], skip: set[int], after: After) -> None:
     rest = [index for index in range(len(data)) if index not in skip]
