@@ -23,6 +23,7 @@ __all__ = ["HelloTable", "Hellos"]
 # As many as connections can be open: each TLS connection waits here with its parsed hellos.
 MAX_CONNECTIONS: Final = 65_536
 MAX_BYTES: Final = 4096  # HELLO_MAX in bpf/event.h
+MAX_PARTS: Final = 32  # of both hellos: what is there is parsed anew with each
 HTTP2: Final = 3  # HelloEvent.number of HTTP/2's first bytes
 
 
@@ -35,6 +36,7 @@ class Hellos:
     _client_bytes: bytes = b""
     _server_bytes: bytes = b""
     _server_number: int = 0
+    _parts: int = 0
     http2: Http2Reader | None = None
     """HTTP/2's first bytes. Its times, and QUIC's, are since the connection began."""
     quic: QuicReader | None = None
@@ -58,6 +60,9 @@ class Hellos:
         if not event.number:
             self.quic = self.quic or QuicReader()
             self.quic.add(Datagram(at_us, event.received, event.data))
+            return
+        self._parts += 1
+        if self._parts > MAX_PARTS:
             return
         if not event.received:
             self._client_bytes = (self._client_bytes + event.data)[:MAX_BYTES]

@@ -290,21 +290,22 @@ def test_worst_cases_stay_under_a_millisecond():
 
 # What a resolver may be told that takes long to step over.
 def dns_messages() -> dict[str, bytes]:
-    begin = MESSAGES[0][:2] + b"\x81\x80"
-    chain = b"\1a" * 2000
-    hops = b"".join((0xC000 | max(12, at - 2)).to_bytes(2, "big") for at in range(14, 4090, 2))
-    return {
-        "labels": (begin + b"\0\1\0\1\0\0\0\0" + chain + b"\0\0\1\0\1" + chain)[:4096],
-        "questions": begin + b"\xff\xff\0\1\0\0\0\0" + b"\0\0\1\0\1" * 816,
-        "records": begin + b"\0\0\xff\xff\0\0\0\0" + (b"\1a" * 60 + bytes(11)) * 31,
-        "roots": begin + b"\0\0\xff\xff\0\0\0\0" + bytes(4084),
-        "pointers": begin + b"\0\1\xff\xff\0\0\0\0" + b"\xc0\x0c" + hops,
-        "long names": begin
-        + b"\0\1\0\x80\0\0\0\0"
-        + b"\1a" * 126
-        + b"\0\0\1\0\1"
-        + b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4\1\2\3\4" * 200,
+    begin = MESSAGES[0][:2] + b"\x81\x80\0\1\x0f\xff\0\0\0\0"
+    asked = b"\1b\0\0\1\0\1"
+    labels, address = b"\1a" * 2100, b"\0\1\0\1\0\0\0\0\0\4\1\2\3\4"
+    hops = b"".join((0xC000 | at - 2).to_bytes(2, "big") for at in range(14, 4090, 2))
+    long = b"\1a" * 126 + b"\0\0\1\0\1"
+    found = {
+        "a long name": labels,
+        "a long name's owner": asked + labels,
+        "long owners": asked + (b"\1a" * 60 + b"\0" + address) * 40,
+        "empty records": asked + bytes(4100),
+        "addresses": asked + (b"\xc0\x0c" + address) * 260,
+        "pointers": b"\xc0\x0c" + hops,
+        "pointers back": b"\1a" + hops,
+        "addresses of a long name": long + (b"\xc0\x0c" + address) * 260,
     }
+    return {name: (begin + data)[:4096] for name, data in found.items()}
 
 
 def http2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
