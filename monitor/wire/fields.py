@@ -1,9 +1,9 @@
 """HTTP/2's header fields, of which two are kept: what was asked for and how it was answered.
 
 A whole decoder takes a millisecond for what a few packets hold, most of it in texts that nobody
-asks for. This one steps over them: their length tells where the next field begins. What it cannot
-know without reading them is when the table lets its oldest entries go. Where that may have
-happened, entries are no longer told apart: what refers to them is not known.
+asks for. This one steps over them: their length tells where the next field begins. How long they
+are when decoded decides when the table lets its oldest entries go; they are taken to be as long as
+they can be, so that an entry that may be gone is not known, and one that is known is right.
 
 Source: RFC 7541.
 """
@@ -58,13 +58,13 @@ _Field = tuple[str | None, str, int]
 class Fields:
     """The header blocks of one direction, which build on each other."""
 
-    __slots__ = ("_left", "_lost", "_most", "_size", "_table")
+    __slots__ = ("_left", "_let_go", "_most", "_size", "_table")
 
     def __init__(self) -> None:
-        self._table: deque[_Field] = deque()
-        self._size = 0  # of what is in the table, at most
+        self._table: deque[tuple[_Field, int]] = deque()  # the newest first; what it takes at most
+        self._size = 0
         self._most = _TABLE
-        self._lost = False
+        self._let_go = False
         self._left = _MAX_FIELDS
 
     def read(self, block: bytes) -> dict[str, str]:
@@ -119,33 +119,28 @@ class Fields:
         if 0 < index <= _STATIC_ENTRIES:
             return _STATIC.get(index, _OTHER)
         index -= _STATIC_ENTRIES + 1
-        if index < 0:
-            raise ValueError("no such entry")
-        if index < len(self._table):
-            return self._table[index]
-        if not self._lost:
+        if 0 <= index < len(self._table):
+            return self._table[index][0]
+        if index < 0 or not self._let_go:
             raise ValueError("no such entry")
         return _OTHER
 
     def _insert(self, entry: _Field, size: int) -> None:
+        self._table.appendleft((entry, size))
         self._size += size
-        if self._lost or self._size > self._most:
-            self._lose()
-            return
-        self._table.appendleft(entry)
+        self._shrink()
 
     def _resize(self, most: int) -> None:
         self._most = most
+        self._shrink()
         if not most:
-            self._table.clear()
-            self._size = 0
-            self._lost = False
-        elif self._size > most:
-            self._lose()
+            self._let_go = False
 
-    def _lose(self) -> None:
-        self._table.clear()
-        self._lost = True
+    # What stays is there for certain: in truth it is no larger.
+    def _shrink(self) -> None:
+        while self._size > self._most:
+            self._size -= self._table.pop()[1]
+            self._let_go = True
 
 
 # A number that begins in these bits of a byte, and where it ends (RFC 7541 section 5.1).
