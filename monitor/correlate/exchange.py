@@ -39,11 +39,7 @@ class Exchange:
 
 
 def exchange_of(
-    conn: ConnEvent,
-    hellos: Hellos | None,
-    plain: dict[str, Any] | None = None,
-    *,
-    late_rx_us: int | None = None,
+    conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | None = None
 ) -> Exchange:
     """Read one connection's packets.
 
@@ -51,14 +47,12 @@ def exchange_of(
         conn: open or ended.
         hellos: its TLS hellos or QUIC datagrams.
         plain: what was spoken inside TLS, where its library was asked.
-        late_rx_us: when the first payload came that the full log of TLS records has no room for,
-            since the connection began.
     """
     flags = conn.flags
     if flags & ConnFlag.QUIC:
         return _quic(conn, hellos)
     if flags & ConnFlag.TLS:
-        return _secured(conn, hellos, plain, late_rx_us)
+        return _secured(conn, hellos, plain)
     if not (conn.established_ns and flags & ConnFlag.PACKETS):
         return Exchange()
     if flags & ConnFlag.H2 and hellos is not None:
@@ -85,17 +79,12 @@ def _greeting_us(conn: ConnEvent) -> int | None:
     return (first_ns - conn.established_ns) // 1000 if conn.established_ns else None
 
 
-def _secured(
-    conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | None, late_rx_us: int | None
-) -> Exchange:
+def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | None) -> Exchange:
     wire = _wire_of(conn, hellos)
     view = _tls_of(conn, hellos, wire)
-    late_us = _late_response_us(wire, late_rx_us)
     response_us = None
     if wire.request_us is not None and wire.response_us is not None:
         response_us = wire.response_us - wire.request_us
-    elif wire.request_us is not None and wire.request_us == wire.open_request_us:
-        response_us = late_us
     greeting_us = _greeting_us(conn)
     inside = conn.established_ns and not conn.flags & ConnFlag.TLS_LATE
     if greeting_us is None and wire.greeting_us is not None and inside:
@@ -106,18 +95,10 @@ def _secured(
         tls_us=view.us,
         response_us=response_us,
         greeting_us=greeting_us,
-        turns=_tls_turns(conn, wire, late_us) if view.tls.result == "ok" else None,
+        turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
         prot_specific=plain,
         error=view.error,
     )
-
-
-# An upload fills the log before it is answered. Of HTTP/2 what comes then may be a mere
-# WINDOW_UPDATE.
-def _late_response_us(wire: Wire, late_rx_us: int | None) -> int | None:
-    if wire.open_request_us is None or late_rx_us is None or wire.h2_guess:
-        return None
-    return max(0, late_rx_us - wire.open_request_us)
 
 
 # SETTINGS come before the first request and its answer, and are neither. Beyond the first bytes,
@@ -280,23 +261,8 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
     return ("rejected", _EPROTO) if wire.waiting_for == "client" else ("timeout", "ETIMEDOUT")
 
 
-def _tls_turns(conn: ConnEvent, wire: Wire, late_us: int | None) -> Turns:
-    """The log's turns, and those that the kernel counted once the log was full.
-
-    Args:
-        late_us: how long the request took that the log has no answer to.
-    """
+def _tls_turns(conn: ConnEvent, wire: Wire) -> Turns:
+    """The log's turns, and those that the kernel counted once the log was full."""
     count = wire.turn_count + conn.turn_count
     total = wire.turn_sum_us + conn.turn_sum_ns // 1000
-    most = max(wire.turn_max_us, conn.turn_max_ns // 1000)
-    if late_us is not None and wire.open_request_us is not None and conn.turn_count:
-        # To the kernel it began with what was sent last: after the tickets, if any came meanwhile.
-        begun_us = 0
-        for record in conn.records():
-            if record.type and record.flags & RecordFlag.RX:
-                begun_us = 0
-            elif record.type:
-                begun_us = begun_us or record.at_us
-        total += max(0, begun_us - wire.open_request_us)
-        most = max(most, late_us)
-    return Turns(count, total, most)
+    return Turns(count, total, max(wire.turn_max_us, conn.turn_max_ns // 1000))

@@ -23,7 +23,8 @@ __all__ = ["HelloTable", "Hellos"]
 # As many as connections can be open: each TLS connection waits here with its parsed hellos.
 MAX_CONNECTIONS: Final = 65_536
 MAX_BYTES: Final = 4096  # HELLO_MAX in bpf/event.h
-MAX_PARTS: Final = 32  # of both hellos: what is there is parsed anew with each
+MAX_PARTS: Final = 32  # of both hellos, each parsed with what came before; after that
+PART_BYTES: Final = 64  # ... once for so many more
 HTTP2: Final = 3  # HelloEvent.number of HTTP/2's first bytes
 
 
@@ -43,12 +44,7 @@ class Hellos:
 
     def quic_client(self) -> ClientHello | None:
         """QUIC's ClientHello, from the datagrams sent so far."""
-        if self.client is None and self._datagrams:
-            from monitor.wire import quic
-
-            sent = [x for x in self.datagrams(0) if not x.received]
-            self.client = quic.analyze(sent, one_rtt_us=None).client
-        return self.client
+        return self.quic.seen(one_rtt_us=None).client if self.quic is not None else None
 
     def add(self, event: HelloEvent) -> None:
         """Take in one part."""
@@ -62,10 +58,11 @@ class Hellos:
             self.quic.add(Datagram(at_us, event.received, event.data))
             return
         self._parts += 1
-        if self._parts > MAX_PARTS:
-            return
         if not event.received:
+            before = len(self._client_bytes)
             self._client_bytes = (self._client_bytes + event.data)[:MAX_BYTES]
+            if not self._is_due(self._client_bytes, before):
+                return
             self.client = parse_client_hello(self._client_bytes)
             if self.client is not None and not self.client.truncated:
                 self._client_bytes = b""
@@ -77,10 +74,19 @@ class Hellos:
                 return
             self._server_number = event.number
             self._server_bytes = b""
+        before = len(self._server_bytes)
         self._server_bytes = (self._server_bytes + event.data)[:MAX_BYTES]
+        if not self._is_due(self._server_bytes, before):
+            return
         self.server = parse_server_hello(self._server_bytes) or self.server
         if self.server is not None and not self.server.truncated:
             self._server_bytes = b""
+
+    # Whether to parse what is there: all of its first record at the latest.
+    def _is_due(self, data: bytes, before: int) -> bool:
+        if self._parts <= MAX_PARTS or before // PART_BYTES < len(data) // PART_BYTES:
+            return True
+        return len(data) >= 5 and before < 5 + (data[3] << 8 | data[4]) <= len(data)
 
 
 class HelloTable:

@@ -247,9 +247,10 @@ def _tickets(
     # A client that can use none is sent none. OpenSSL sends it two all the same (Go, Erlang).
     useful = client is None or client.psk_modes or client.truncated
     known = _as_long_as_the_one_used(length, after, client)
+    large = length > _TICKET_USUAL and not (after.certificate or known)
+    if begin and large and (run > 1 or not after.rx_may_pad):
+        return set()  # Java's is large, too, and its servers send their flight in one record
     if run > 1:
-        if begin and length > _TICKET_USUAL and not (after.certificate or known):
-            return set()
         # Equal lengths and then something else, or in time for tickets.
         if begin + run < end or data[begin + run - 1][0] <= limit:
             return set(range(begin, begin + run))

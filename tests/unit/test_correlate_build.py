@@ -7,9 +7,7 @@ import struct
 
 import pytest
 
-from conmon.record import Turns
 from monitor.correlate import Clock
-from monitor.correlate.exchange import exchange_of
 from monitor.decode import ConnFlag, Library
 from tests.unit.events import (
     MS,
@@ -267,33 +265,6 @@ def test_a_server_that_speaks_first_inside_tls_greets() -> None:
     # what was said before TLS began comes first; and a proxy's answer to CONNECT is no greeting
     assert tls_record(capture, int(ConnFlag.TLS_LATE)).greeting_us is None
     assert tls_record().greeting_us is None
-
-
-def test_an_upload_that_fills_the_log_is_answered_after_it() -> None:
-    entries = json.loads((DATA / "tls13_post_far.json").read_text())["log"]
-    tickets = next(i for i, e in enumerate(entries) if e[5] == "h4")
-    body = [[entries[tickets][0] + 10_000 + n, 16401, 23, False, True] for n in range(20)]
-    capture = Capture("tls13_post_far")
-    capture.log = log_of([*entries[: tickets + 2], *body][:32])
-    request_us = next(e[0] for e in entries if e[5] == "app")
-    last_us = body[0][0]  # of what was sent in one go, to the kernel
-    upload = capture.on(
-        conn(0, end=1000), turn_count=1, turn_sum_ns=200 * MS - last_us * 1000,
-        turn_max_ns=200 * MS - last_us * 1000,
-    )  # fmt: skip
-    seen = exchange_of(upload, None, late_rx_us=200_000)
-    assert seen.response_us == 200_000 - request_us
-    assert seen.turns == Turns(1, seen.response_us, seen.response_us)
-    # later turns are the kernel's own
-    later = upload._replace(turn_count=3, turn_sum_ns=upload.turn_sum_ns + 80 * MS)
-    turns = exchange_of(later, None, late_rx_us=200_000).turns
-    assert turns == Turns(3, seen.response_us + 80_000, seen.response_us)
-    unanswered = exchange_of(upload._replace(turn_count=0, turn_sum_ns=0, turn_max_ns=0), None)
-    assert (unanswered.response_us, unanswered.turns) == (None, Turns(0, 0, 0))
-    # nor is what comes behind an answer that the log holds
-    full = Capture("tls13_full").on(conn(0, end=1000))
-    answered = exchange_of(full, None)
-    assert exchange_of(full, None, late_rx_us=900_000) == answered
 
 
 def test_the_protocol_chosen_is_told_apart_from_those_offered() -> None:

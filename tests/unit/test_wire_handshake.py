@@ -304,6 +304,14 @@ def test_an_answer_in_small_records_of_one_length_is_an_answer(client, more):
     assert (wire.turn_count, wire.tickets) == (1, 0)
 
 
+def test_the_kernel_side_notes_only_the_first_of_such_records():
+    flight = [rx(40, 27), rx(40, 2000), rx(40, 281), rx(40, 53)]  # in records as OpenSSL has them
+    wire = judge([*START[:2], *flight, START[3], tx(41.2, 120), rx(61, 1232), rx(63, 700)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (61_000, 1, 0)
+    # one record may be Java's, whose ticket is as large
+    assert judge([*START, tx(41.2, 120), rx(61, 1887), rx(261, 700)]).response_us == 261_000
+
+
 @pytest.mark.parametrize("more", [[], [rx(261, 700)]])
 def test_openssl_sends_tickets_to_those_who_cannot_use_any(more):
     """To Go's and Erlang's clients: tests/data/events."""
