@@ -23,7 +23,7 @@ __all__ = ["HelloTable", "Hellos"]
 # As many as connections can be open: each TLS connection waits here with its parsed hellos.
 MAX_CONNECTIONS: Final = 65_536
 MAX_BYTES: Final = 4096  # HELLO_MAX in bpf/event.h
-MAX_PARTS: Final = 32  # of both hellos, each parsed with what came before; after that
+MAX_PARTS: Final = 128  # of both hellos, each parsed with what came before; after that
 PART_BYTES: Final = 64  # ... once for so many more
 HTTP2: Final = 3  # HelloEvent.number of HTTP/2's first bytes
 
