@@ -32,9 +32,8 @@ def parse_heads(tx_head: bytes, rx_head: bytes) -> dict[str, object] | None:
     Returns:
         None where neither side is HTTP. Else ``protocol`` and what was seen of ``method``,
         ``resp`` (the status) and ``version`` (the response's, else the request's). An interim
-        status (100 Continue, 103 Early Hints) stands in ``interim`` instead of ``resp``, since
-        the final one lies beyond the head, unless that is in sight as well. 101 is final: what
-        follows it is another protocol.
+        status (100 Continue, 103 Early Hints) is no ``resp``: the final one is, where it is in
+        sight as well. 101 is final: what follows it is another protocol.
     """
     request = _REQUEST.match(tx_head)
     status = _STATUS.match(rx_head)
@@ -54,8 +53,6 @@ def parse_heads(tx_head: bytes, rx_head: bytes) -> dict[str, object] | None:
             final = _FINAL_STATUS.search(rx_head)
             if final is not None:
                 seen["resp"] = int(final[1])
-            else:
-                seen["interim"] = code
     if request is not None:
         seen["method"] = request[1].partition(b" ")[0].decode("ascii")
     if status is not None:

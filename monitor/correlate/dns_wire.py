@@ -41,6 +41,7 @@ _RESPONSE_BIT: Final = 0x80
 _TRUNCATED_BIT: Final = 0x02
 _A, _AAAA = 1, 28
 _MAX_RECORDS: Final = 128
+_MAX_NAME: Final = 255
 # type and class IN, and length, of an A and an AAAA record
 _ADDRESS_RECORDS: Final = {(b"\0\1\0\1", 4): AF_INET, (b"\0\x1c\0\1", 16): AF_INET6}
 _NXDOMAIN: Final = 3
@@ -446,7 +447,8 @@ def parse_answer(data: bytes) -> tuple[str | None, list[tuple[int, bytes]]]:
     if data[4:6] != b"\0\1":  # one question
         return None, []
     try:
-        name, length = dns.name.from_wire(data, 12)
+        # the library reads a chain of labels to its end before it finds the name too long
+        name, length = dns.name.from_wire(data[: 12 + _MAX_NAME], 12)
     except (dns.exception.DNSException, ValueError, IndexError):
         return None, []
     at = 12 + length + 4

@@ -12,6 +12,8 @@ from monitor.correlate.hellos import Hellos
 from monitor.decode import ConnEvent, ConnFlag, Library, RecordFlag
 from monitor.wire.alerts import alert_name
 from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
+from monitor.wire.http2 import Http2
+from monitor.wire.quic import Quic
 
 __all__ = ["Exchange", "exchange_of"]
 
@@ -83,11 +85,16 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
     response_us = None
     if wire.request_us is not None and wire.response_us is not None:
         response_us = wire.response_us - wire.request_us
+    greeting_us = _greeting_us(conn)
+    inside = conn.established_ns and not conn.flags & ConnFlag.TLS_LATE
+    if greeting_us is None and wire.greeting_us is not None and inside:
+        connecting_us = (conn.established_ns - conn.connect_ns) // 1000
+        greeting_us = max(0, wire.greeting_us - connecting_us)
     return Exchange(
         tls=view.tls,
         tls_us=view.us,
         response_us=response_us,
-        greeting_us=_greeting_us(conn),
+        greeting_us=greeting_us,
         turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
         prot_specific=plain,
         error=view.error,
@@ -97,12 +104,7 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
 # SETTINGS come before the first request and its answer, and are neither. Beyond the first bytes,
 # whose frames are read, a turn is what changes the direction, as for any protocol.
 def _http2(conn: ConnEvent, hellos: Hellos) -> Exchange:
-    from monitor.wire import http2
-
-    seen = http2.analyze(
-        hellos.pieces(conn.connect_ns, received=False),
-        hellos.pieces(conn.connect_ns, received=True),
-    )
+    seen = hellos.http2.seen() if hellos.http2 is not None else Http2()
     response_us = None
     if seen.request_us is not None and seen.response_us is not None:
         response_us = seen.response_us - seen.request_us
@@ -118,12 +120,9 @@ def _http2(conn: ConnEvent, hellos: Hellos) -> Exchange:
 
 # What follows the handshake is encrypted, and which datagram answers which is not to be seen.
 def _quic(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
-    from monitor.wire import quic
-
-    seen = quic.analyze(
-        hellos.datagrams(conn.connect_ns) if hellos is not None else (),
-        one_rtt_us=(conn.ssl_done_ns - conn.connect_ns) // 1000 if conn.ssl_done_ns else None,
-    )
+    reader = hellos.quic if hellos is not None else None
+    one_rtt_us = (conn.ssl_done_ns - conn.connect_ns) // 1000 if conn.ssl_done_ns else None
+    seen = reader.seen(one_rtt_us=one_rtt_us) if reader is not None else Quic()
     result: str | None = None
     error: str | None = None
     if conn.ssl_done_ns or seen.done_us is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from monitor.decode import HelloEvent
@@ -14,16 +14,18 @@ from monitor.wire.hello import (
     parse_server_hello,
 )
 from monitor.wire.http2 import Piece
+from monitor.wire.http2 import Reader as Http2Reader
 from monitor.wire.quic import Datagram
+from monitor.wire.quic import Reader as QuicReader
 
 __all__ = ["HelloTable", "Hellos"]
 
 # As many as connections can be open: each TLS connection waits here with its parsed hellos.
 MAX_CONNECTIONS: Final = 65_536
 MAX_BYTES: Final = 4096  # HELLO_MAX in bpf/event.h
+MAX_PARTS: Final = 128  # of both hellos, each parsed with what came before; after that
+PART_BYTES: Final = 64  # ... once for so many more
 HTTP2: Final = 3  # HelloEvent.number of HTTP/2's first bytes
-MAX_PIECES: Final = 64  # each at least a byte of 2 x HTTP2_BYTES in bpf/packet.bpf.c
-MAX_DATAGRAMS: Final = 16  # twice QUIC_DATAGRAMS in bpf/udp.bpf.c
 
 
 @dataclass(slots=True)
@@ -35,45 +37,32 @@ class Hellos:
     _client_bytes: bytes = b""
     _server_bytes: bytes = b""
     _server_number: int = 0
-    _datagrams: list[tuple[int, bool, bytes]] = field(default_factory=list)
-    _pieces: list[tuple[int, bool, int, bytes]] = field(default_factory=list)
-
-    def pieces(self, since_ns: int, *, received: bool) -> list[Piece]:
-        """HTTP/2's first bytes of one direction, their times in microseconds since then."""
-        return [
-            Piece((ts_ns - since_ns) // 1000, seq, data)
-            for ts_ns, way, seq, data in self._pieces
-            if way == received
-        ]
-
-    def datagrams(self, since_ns: int) -> list[Datagram]:
-        """QUIC's first datagrams, their times in microseconds since then."""
-        return [
-            Datagram((ts_ns - since_ns) // 1000, received, data)
-            for ts_ns, received, data in self._datagrams
-        ]
+    _parts: int = 0
+    http2: Http2Reader | None = None
+    """HTTP/2's first bytes. Its times, and QUIC's, are since the connection began."""
+    quic: QuicReader | None = None
 
     def quic_client(self) -> ClientHello | None:
         """QUIC's ClientHello, from the datagrams sent so far."""
-        if self.client is None and self._datagrams:
-            from monitor.wire import quic
-
-            sent = [x for x in self.datagrams(0) if not x.received]
-            self.client = quic.analyze(sent, one_rtt_us=None).client
-        return self.client
+        return self.quic.seen(one_rtt_us=None).client if self.quic is not None else None
 
     def add(self, event: HelloEvent) -> None:
         """Take in one part."""
+        at_us = (event.ts_ns - event.connect_ns) // 1000
         if event.number == HTTP2:
-            if len(self._pieces) < MAX_PIECES:
-                self._pieces.append((event.ts_ns, event.received, event.seq, event.data))
+            self.http2 = self.http2 or Http2Reader()
+            self.http2.add(Piece(at_us, event.seq, event.data), received=event.received)
             return
         if not event.number:
-            if len(self._datagrams) < MAX_DATAGRAMS:
-                self._datagrams.append((event.ts_ns, event.received, event.data))
+            self.quic = self.quic or QuicReader()
+            self.quic.add(Datagram(at_us, event.received, event.data))
             return
+        self._parts += 1
         if not event.received:
+            before = len(self._client_bytes)
             self._client_bytes = (self._client_bytes + event.data)[:MAX_BYTES]
+            if not self._is_due(self._client_bytes, before):
+                return
             self.client = parse_client_hello(self._client_bytes)
             if self.client is not None and not self.client.truncated:
                 self._client_bytes = b""
@@ -85,10 +74,19 @@ class Hellos:
                 return
             self._server_number = event.number
             self._server_bytes = b""
+        before = len(self._server_bytes)
         self._server_bytes = (self._server_bytes + event.data)[:MAX_BYTES]
+        if not self._is_due(self._server_bytes, before):
+            return
         self.server = parse_server_hello(self._server_bytes) or self.server
         if self.server is not None and not self.server.truncated:
             self._server_bytes = b""
+
+    # Whether to parse what is there: all of its first record at the latest.
+    def _is_due(self, data: bytes, before: int) -> bool:
+        if self._parts <= MAX_PARTS or before // PART_BYTES < len(data) // PART_BYTES:
+            return True
+        return len(data) >= 5 and before < 5 + (data[3] << 8 | data[4]) <= len(data)
 
 
 class HelloTable:

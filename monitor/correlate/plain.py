@@ -12,14 +12,13 @@ from typing import Any, Final, NamedTuple
 
 from conmon.heads import parse_heads
 from monitor.decode import ConnEvent, PlainEvent
-from monitor.wire.http2 import PREFACE, Piece, analyze
+from monitor.wire.http2 import PREFACE, Piece, Reader
 
 __all__ = ["Turn", "TurnTable"]
 
 MAX_TALKS: Final = 2048  # MAX_DEEP_TALKS in bpf/maps.h
 HEAD_BYTES: Final = 512  # of a request or an answer, to tell what it is
 ENOUGH_BYTES: Final = 64  # of an answer that is of no known protocol
-HTTP2_BYTES: Final = 4096  # of each direction: PLAIN_MAX in bpf/event.h
 
 
 class Turn(NamedTuple):
@@ -45,7 +44,7 @@ class _Talk:
     server: bool = False
     seen: set[bool] = field(default_factory=set)
     _http2: bool = False
-    _pieces: tuple[list[Piece], list[Piece]] = field(default_factory=lambda: ([], []))
+    _reader: Reader | None = None
     _request: bytes = b""
     _answer: bytes = b""
     _request_ns: int | None = None
@@ -60,6 +59,7 @@ class _Talk:
         asks = event.received == self.server
         if asks and not event.offset and event.data.startswith(PREFACE[: len(event.data)]):
             self._http2 = len(event.data) >= len(PREFACE)
+            self._reader = Reader() if self._http2 else None
         if self._http2:
             return self._add_http2(event, asks)
         if asks:
@@ -91,20 +91,18 @@ class _Talk:
 
     # Of HTTP/2 the first turn alone: which frames answer which is not followed.
     def _add_http2(self, event: PlainEvent, asks: bool) -> list[Turn]:
-        if self.prot is not None or event.offset >= HTTP2_BYTES:
+        if self._reader is None:
             return []
         at_ns = event.enter_ns if asks else event.exit_ns
-        self._pieces[not asks].append(
-            Piece((at_ns - self.begun_ns) // 1000, event.offset, event.data)
-        )
-        if asks:
+        piece = Piece((at_ns - self.begun_ns) // 1000, event.offset, event.data)
+        if not self._reader.add(piece, received=not asks):
             return []
-        found = analyze(*self._pieces)
+        found = self._reader.seen()
         prot = found.prot_specific()
         if prot is None or found.request_us is None or found.response_us is None:
             return []
         self.prot = prot
-        self._pieces = ([], [])
+        self._reader = None
         at_ns = self.begun_ns + found.request_us * 1000
         return [Turn(self.connection, at_ns, found.response_us - found.request_us, prot)]
 

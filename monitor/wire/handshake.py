@@ -64,6 +64,7 @@ class Wire:
     ``resumed`` and ``early_data`` (None: none sent; else whether the server took it) as they
     say. ``tickets`` counts TLS 1.3 session tickets, as far as they can be told.
 
+    ``greeting_us`` is the first data of a server that speaks before anything is asked of it.
     ``request_us`` and ``response_us`` are the first request record and the first record of its
     answer. ``turn_*`` sum up every turn inside the log, that first one included;
     ``open_request_us`` is the request that the log ends without an answer to, from which a
@@ -82,6 +83,7 @@ class Wire:
     early_data: bool | None = None
     tickets: int | None = None
     h2_guess: bool = False
+    greeting_us: int | None = None
     request_us: int | None = None
     response_us: int | None = None
     open_request_us: int | None = None
@@ -171,6 +173,7 @@ def analyze(
         early_data=stages.early_data,
         tickets=None if gap_rx else turns.tickets,
         h2_guess=turns.h2,
+        greeting_us=turns.greeting_us,
         request_us=turns.request_us,
         response_us=turns.response_us,
         open_request_us=turns.open_request_us,
@@ -332,6 +335,8 @@ def _stages_13(
         rx_overhead=rx_overhead,
         rx_may_pad=len(theirs) == 1,
         ticket_limit_us=log[end][0] + 2 * (trip_us or 0) + TICKET_SLACK_US,
+        certificate=certificate,
+        finished=finished,
     )
     return stages
 

@@ -33,6 +33,7 @@ _EXT_PRE_SHARED_KEY = 41
 _EXT_EARLY_DATA = 42
 _EXT_SUPPORTED_VERSIONS = 43
 _EXT_PSK_MODES = 45
+_EXT_POST_HANDSHAKE_AUTH = 49
 
 _TWO_SHORTS = Struct(">HH").unpack_from
 
@@ -71,6 +72,7 @@ class ClientHello:
     psk_offered: bool
     psk_identity_len: int | None
     early_data: bool
+    post_handshake_auth: bool = False
     truncated: bool
 
 
@@ -128,7 +130,7 @@ def parse_client_hello(data: bytes) -> ClientHello | None:
     versions: tuple[int, ...] = (legacy_version,)
     sni: str | None = None
     alpn: tuple[str, ...] = ()
-    ticket = modes = psk = early = False
+    ticket = modes = psk = early = late_auth = False
     identity_len: int | None = None
     while pos + 4 <= end:
         kind, length = _TWO_SHORTS(body, pos)
@@ -153,6 +155,8 @@ def parse_client_hello(data: bytes) -> ClientHello | None:
             modes = True
         elif kind == _EXT_EARLY_DATA:
             early = True
+        elif kind == _EXT_POST_HANDSHAKE_AUTH:
+            late_auth = True
         elif kind == _EXT_PRE_SHARED_KEY:
             psk, identity_len = True, _identity_len(body, pos, after)
         pos = after
@@ -169,6 +173,7 @@ def parse_client_hello(data: bytes) -> ClientHello | None:
         psk_offered=psk,
         psk_identity_len=identity_len,
         early_data=early,
+        post_handshake_auth=late_auth,
         truncated=truncated,
     )
 

@@ -2,7 +2,8 @@
 
 Anyone on the path can read Initial packets: their keys follow from the first destination
 connection id. Later ones are only counted by their type. Nothing here raises: strangers chose the
-bytes. The cryptography is the library's; it is loaded when the first such packet is there.
+bytes, so each datagram is read once, as it comes, and whatever costs time is bounded. The
+cryptography is the library's; it is loaded when the first such packet is there.
 
 Sources: RFC 9000 sections 17 and 19 (packets, frames), RFC 9001 section 5 (keys), RFC 9369
 (version 2).
@@ -11,7 +12,7 @@ Sources: RFC 9000 sections 17 and 19 (packets, frames), RFC 9001 section 5 (keys
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     from cryptography.hazmat.primitives.ciphers.modes import ECB
 
-__all__ = ["Datagram", "Packet", "Quic", "analyze", "packets"]
+__all__ = ["Datagram", "Packet", "Quic", "Reader", "analyze", "packets"]
 
 _V1, _V2 = 0x00000001, 0x6B3343CF
 _SALTS: Final = {
@@ -36,9 +37,15 @@ _TYPES: Final = {
     _V2: ("retry", "initial", "0rtt", "handshake"),
 }
 _MAX_CID: Final = 20
+_MAX_DATAGRAMS: Final = 16  # twice QUIC_DATAGRAMS in bpf/udp.bpf.c
+_MAX_PACKETS: Final = 6  # of one datagram
 _MAX_KEYS: Final = 3  # connection ids tried: the first one, and one after a Retry
-_MAX_CRYPTO: Final = 16_384  # of the TLS messages in Initial packets
-_MAX_FRAMES: Final = 2_000  # of one packet; Chrome cuts its ClientHello into dozens
+# Decryptions tried for each side: a key that does not fit costs as much as one that does.
+_MAX_TRIES: Final = 24
+_TRIES_AFTER_HELLO: Final = 4  # once its hello is there; a close may still come in an Initial
+_MAX_CRYPTO: Final = 4096  # of the TLS messages in one side's Initial packets, as over TCP
+# Of one side, and ranges of acknowledgements; Chrome cuts its ClientHello into dozens.
+_MAX_FRAMES: Final = 400
 _TAG: Final = 16
 _PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO, _CLOSE = 0, 1, 2, 3, 6, 0x1C
 _CRYPTO_ERROR: Final = 0x100  # and the alert's number
@@ -84,12 +91,14 @@ class Quic:
 
 
 def packets(data: bytes) -> Iterator[Packet]:
-    """Split a datagram; what cannot be read ends it.
+    """Split a datagram; what cannot be read ends it, and no real one holds so many.
 
     Source: RFC 9000 section 12.2.
     """
     pos = 0
-    while pos < len(data):
+    for _ in range(_MAX_PACKETS):
+        if pos >= len(data):
+            return
         first = data[pos]
         if not first & 0x80:
             if first & 0x40:
@@ -192,22 +201,32 @@ def _decrypt(packet: Packet, keys: _Keys) -> bytes | None:
 class _Side:
     """The TLS messages that one side's Initial packets carry, and its close."""
 
-    pieces: dict[int, bytes]
+    message: bytes = b""
+    """As far as it has no gap."""
     alert: int | None = None
-
-    def message(self) -> bytes:
-        found = b""
-        for offset in sorted(self.pieces):
-            if offset > len(found):
-                break
-            found += self.pieces[offset][len(found) - offset :]
-        return found
+    tries: int = _MAX_TRIES
+    frames: int = _MAX_FRAMES
+    _pieces: dict[int, bytes] = field(default_factory=dict)
 
     def read(self, frames: bytes) -> None:
+        known = len(self._pieces)
+        self._read_frames(frames)
+        if len(self._pieces) > known:
+            found = bytearray()
+            for offset in sorted(self._pieces):
+                if offset > len(found):
+                    break
+                found += self._pieces[offset][len(found) - offset :]
+            self.message = bytes(found)
+            if 4 <= len(found) >= 4 + int.from_bytes(found[1:4], "big"):
+                self.tries = min(self.tries, _TRIES_AFTER_HELLO)
+
+    def _read_frames(self, frames: bytes) -> None:
         pos = 0
-        for _ in range(_MAX_FRAMES):
-            while pos < len(frames) and frames[pos] == _PADDING:
-                pos += 1
+        while self.frames > 0:
+            self.frames -= 1
+            if frames[pos : pos + 1] == b"\0":
+                pos = len(frames) - len(frames[pos:].lstrip(b"\0"))
             if pos >= len(frames):
                 return
             kind = frames[pos]
@@ -215,12 +234,15 @@ class _Side:
             if kind == _PING:
                 continue
             if kind in (_ACK, _ACK_ECN):
-                pos = _after_ack(frames, pos, kind)
+                pos = self._after_ack(frames, pos, kind)
             elif kind == _CRYPTO:
                 offset, pos = _number(frames, pos)
                 length, pos = _number(frames, pos)
-                if offset + length <= _MAX_CRYPTO and len(self.pieces) < _MAX_FRAMES:
-                    self.pieces[offset] = frames[pos : pos + length]
+                piece = frames[pos : pos + length]
+                if offset + length <= _MAX_CRYPTO and len(piece) > len(
+                    self._pieces.get(offset, b"")
+                ):
+                    self._pieces[offset] = piece
                 pos += length
             else:
                 if kind == _CLOSE:
@@ -229,17 +251,98 @@ class _Side:
                         self.alert = error & 0xFF
                 return
 
-
-def _after_ack(frames: bytes, pos: int, kind: int) -> int:
-    _, pos = _number(frames, pos)
-    _, pos = _number(frames, pos)
-    ranges, pos = _number(frames, pos)
-    for _ in range(min(2 * ranges + 1, len(frames))):
+    def _after_ack(self, frames: bytes, pos: int, kind: int) -> int:
         _, pos = _number(frames, pos)
-    if kind == _ACK_ECN:
-        for _ in range(3):
+        _, pos = _number(frames, pos)
+        ranges, pos = _number(frames, pos)
+        if ranges > self.frames:
+            return len(frames)
+        self.frames -= ranges
+        for _ in range(2 * ranges + (1 if kind == _ACK else 4)):
             _, pos = _number(frames, pos)
-    return pos
+        return pos
+
+
+class Reader:
+    """Reads a connection's first datagrams, as they come."""
+
+    __slots__ = (
+        "_answered", "_datagrams", "_handshakes", "_hello_us", "_ids", "_one_rtt_us", "_parsed",
+        "_sides",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._sides = (_Side(), _Side())
+        self._ids: list[bytes] = []  # the one whose keys fitted last comes first
+        self._datagrams = 0
+        self._answered = False
+        self._hello_us: int | None = None
+        self._handshakes: list[int] = []
+        self._one_rtt_us: int | None = None
+        self._parsed: tuple[int, int, ClientHello | None, ServerHello | None] = (0, 0, None, None)
+
+    def add(self, datagram: Datagram) -> None:
+        """Take in a datagram that begins with a long header, in order of time."""
+        at_us, received, data = datagram
+        self._answered = self._answered or received
+        self._datagrams += 1
+        if self._datagrams > _MAX_DATAGRAMS:
+            return
+        for packet in packets(data):
+            if packet.kind == "initial":
+                if not received:
+                    if self._hello_us is None:
+                        self._hello_us = at_us
+                    if packet.dcid not in self._ids and len(self._ids) < _MAX_KEYS:
+                        self._ids.append(packet.dcid)
+                self._open(packet, received)
+            elif received:
+                continue
+            elif packet.kind == "handshake":
+                self._handshakes.append(at_us)
+            elif packet.kind == "1rtt" and self._one_rtt_us is None:
+                self._one_rtt_us = at_us
+
+    def _open(self, packet: Packet, received: bool) -> None:
+        side = self._sides[received]
+        for dcid in self._ids:
+            if side.tries <= 0:
+                return
+            side.tries -= 1
+            frames = _decrypt(packet, _initial_keys(packet.version, dcid, received))
+            if frames is not None:
+                self._ids.remove(dcid)
+                self._ids.insert(0, dcid)
+                side.read(frames)
+                return
+
+    def seen(self, *, one_rtt_us: int | None) -> Quic:
+        """What they said so far.
+
+        Args:
+            one_rtt_us: when the first datagram left that begins with a 1-RTT packet.
+        """
+        ours, theirs = self._sides
+        sizes = len(ours.message), len(theirs.message)
+        if sizes != self._parsed[:2]:
+            self._parsed = (
+                *sizes,
+                parse_client_hello(_in_record(ours.message)),
+                parse_server_hello(_in_record(theirs.message)),
+            )
+        if self._one_rtt_us is not None and (one_rtt_us is None or self._one_rtt_us < one_rtt_us):
+            one_rtt_us = self._one_rtt_us
+        done = [at for at in self._handshakes if one_rtt_us is not None and at <= one_rtt_us]
+        return Quic(
+            hello_us=self._hello_us,
+            done_us=max(done, default=None),
+            handshake_sent=bool(self._handshakes),
+            answered=self._answered,
+            client=self._parsed[2],
+            server=self._parsed[3],
+            alert=ours.alert if ours.alert is not None else theirs.alert,
+            alert_received=ours.alert is None and theirs.alert is not None,
+        )
 
 
 def analyze(datagrams: Sequence[Datagram], *, one_rtt_us: int | None) -> Quic:
@@ -249,44 +352,10 @@ def analyze(datagrams: Sequence[Datagram], *, one_rtt_us: int | None) -> Quic:
         datagrams: the first ones of both directions, those that begin with a long header.
         one_rtt_us: when the first datagram left that begins with a 1-RTT packet.
     """
-    sides = {False: _Side({}), True: _Side({})}
-    ids: list[bytes] = []
-    hello_us: int | None = None
-    handshakes: list[int] = []
-    answered = False
-    for at_us, received, data in sorted(datagrams):
-        answered = answered or received
-        for packet in packets(data):
-            if packet.kind == "initial":
-                if not received:
-                    hello_us = at_us if hello_us is None else hello_us
-                    if packet.dcid not in ids and len(ids) < _MAX_KEYS:
-                        ids.append(packet.dcid)
-                for dcid in ids:
-                    frames = _decrypt(packet, _initial_keys(packet.version, dcid, received))
-                    if frames is not None:
-                        sides[received].read(frames)
-                        break
-            elif not received and packet.kind == "handshake":
-                handshakes.append(at_us)
-            elif (
-                not received
-                and packet.kind == "1rtt"
-                and (one_rtt_us is None or at_us < one_rtt_us)
-            ):
-                one_rtt_us = at_us
-    done = [at_us for at_us in handshakes if one_rtt_us is not None and at_us <= one_rtt_us]
-    alerts = [(side.alert, received) for received, side in sides.items() if side.alert is not None]
-    return Quic(
-        hello_us=hello_us,
-        done_us=done[-1] if done else None,
-        handshake_sent=bool(handshakes),
-        answered=answered,
-        client=parse_client_hello(_in_record(sides[False].message())),
-        server=parse_server_hello(_in_record(sides[True].message())),
-        alert=alerts[0][0] if alerts else None,
-        alert_received=bool(alerts) and alerts[0][1],
-    )
+    reader = Reader()
+    for datagram in sorted(datagrams):
+        reader.add(datagram)
+    return reader.seen(one_rtt_us=one_rtt_us)
 
 
 # The hello parsers read TLS records, which QUIC does without.

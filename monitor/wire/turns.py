@@ -36,6 +36,9 @@ TICKET_SLACK_US = 10_000
 _TICKET_MIN = 60
 _TICKET_MAX = 4096
 _TICKETS_MAX = 4  # rustls sends up to four; a longer run of equal records is data
+# With no client certificate in it a ticket is 100 to 600 bytes; servers that begin with small
+# records, for the first bytes to be read early, make them a packet long.
+_TICKET_USUAL = 1000
 # OpenSSL's tickets are encrypted in blocks, and what is in them varies by a byte or two: of two
 # tickets one may be a block longer.
 _TICKET_BLOCK = 16
@@ -53,6 +56,15 @@ _PREFACE = frozenset(24 + 9 + 6 * n + more for n in range(7) for more in (0, 13)
 # Acknowledgement 9, WINDOW_UPDATE or RST_STREAM 13, PING or GOAWAY 17, and pairs of them.
 _CONTROL = frozenset((9, 13, 17, 18, 22, 26, 30, 34))
 _SETTINGS_ACK = 9
+_PRELUDE = _SETTINGS | _CONTROL
+
+# RFC 8446 section 4.6.3: type, length, and whether the other side is to do it too.
+_KEY_UPDATE = 5
+_KEY_UPDATES = frozenset((_KEY_UPDATE,))
+# A CertificateVerify, after its 8 bytes of type, lengths and algorithm: Ed25519, ECDSA, Ed448, RSA.
+_VERIFY = frozenset(
+    8 + n for n in (64, 70, 71, 72, 102, 103, 104, 114, 137, 138, 139, 256, 384, 512)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +73,9 @@ class After:
 
     ``*_overhead`` is a record's length less the plaintext in it, 0 where that varies;
     ``rx_may_pad``: or JAVA_PADDING more. ``ticket_limit_us``: by then session tickets have
-    come, if any do; None where they are not sent as data (up to TLS 1.2).
+    come, if any do; None where they are not sent as data (up to TLS 1.2). ``certificate``: the
+    client sent one, which is then in its tickets. ``finished``: lengths of a record with nothing
+    but a Finished.
     """
 
     data: Sequence[Record]
@@ -69,6 +83,8 @@ class After:
     rx_overhead: int
     rx_may_pad: bool = False
     ticket_limit_us: int | None = None
+    certificate: bool = False
+    finished: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -77,6 +93,7 @@ class Turns:
 
     h2: bool = False
     tickets: int | None = None
+    greeting_us: int | None = None
     request_us: int | None = None
     response_us: int | None = None
     open_request_us: int | None = None
@@ -113,6 +130,13 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
     if h2_possible:
         _skip_preludes(data, first, skip, turns, after, acked)
 
+    if client is not None and client.post_handshake_auth:
+        _skip_late_certificate(data, skip, after)
+
+    for index, (at, length, _, _, _) in enumerate(data[:first]):
+        if index not in skip and not (h2_possible and _holds(_PRELUDE, length, after)):
+            turns.greeting_us = at
+            break
     opened: int | None = None
     for index, (at, length, _, rx, _) in enumerate(data):
         if index in skip:
@@ -128,11 +152,45 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
             turns.max_us = max(turns.max_us, took)
             opened = None
         elif opened is None and not (turns.h2 and length - tx_over in _CONTROL):
+            if turns.request_us is None and _is_key_update(data, index, skip, after):
+                continue
             opened = at
             if turns.request_us is None:
                 turns.request_us = at
     turns.open_request_us = opened
     return turns
+
+
+# A server may want a certificate for what was asked (RFC 8446 section 4.6.2): wanting it is no
+# answer, the client's Certificate, CertificateVerify and Finished are no request, and new tickets
+# may follow. Told only where each has a record of its own.
+def _skip_late_certificate(data: Sequence[Record], skip: set[int], after: After) -> None:
+    rest = [index for index in range(len(data)) if index not in skip]
+    for at in range(1, len(rest) - 3):
+        ways = [data[index][3] for index in rest[at - 1 : at + 5]]
+        if (
+            ways[:5] == [False, True, False, False, False]
+            and ways[5:] != [False]
+            and data[rest[at + 2]][1] - after.tx_overhead in _VERIFY
+            and data[rest[at + 3]][1] in after.finished
+        ):
+            end = at + 4
+            while end + 1 < len(rest) and data[rest[end]][1] == data[rest[end + 1]][1]:
+                end += 1
+            tickets = at + 4 < end < len(rest) - 1
+            skip.update(rest[at : end + 1 if tickets else at + 4])
+            return
+
+
+# Whether this record, sent before anything was asked, changes keys: what follows is sent as well,
+# or is the answer to just that.
+def _is_key_update(data: Sequence[Record], index: int, skip: set[int], after: After) -> bool:
+    if after.ticket_limit_us is None or data[index][1] - after.tx_overhead != _KEY_UPDATE:
+        return False
+    for later in range(index + 1, len(data)):
+        if later not in skip:
+            return not data[later][3] or _holds(_KEY_UPDATES, data[later][1], after)
+    return False
 
 
 # Whether the plaintext of a received record has one of these lengths.
@@ -186,19 +244,25 @@ def _tickets(
     if run > _TICKETS_MAX:
         return set()
 
+    # A client that can use none is sent none. OpenSSL sends it two all the same (Go, Erlang).
+    useful = client is None or client.psk_modes or client.truncated
+    known = _as_long_as_the_one_used(length, after, client)
+    large = length > _TICKET_USUAL and not (after.certificate or known)
+    if begin and large and (run > 1 or not after.rx_may_pad):
+        return set()  # Java's is large, too, and its servers send their flight in one record
     if run > 1:
-        # Equal lengths and then something else, or in time for tickets: no doubt of it.
+        # Equal lengths and then something else, or in time for tickets.
         if begin + run < end or data[begin + run - 1][0] <= limit:
             return set(range(begin, begin + run))
         return set()
     if at > limit or (h2_possible and _holds(_SETTINGS, length, after)):
         return set()
     if (
-        begin + 2 < end
+        begin + (2 if begin else 1) < end
         and abs(data[begin + 1][1] - length) == _TICKET_BLOCK
         and data[begin + 1][0] <= limit
     ):
-        return {begin, begin + 1}  # and the answer after them
+        return {begin, begin + 1}  # and the answer after them, if they were not unasked
     if begin == 0:
         # Came unasked. Its twin may have been overtaken by the request.
         found = {0}
@@ -210,14 +274,14 @@ def _tickets(
             apart = abs(data[twin][1] - length)
             if not apart or (apart == _TICKET_BLOCK and followed and data[twin][0] <= limit):
                 found.add(twin)
-        return found
-    if client is not None:
-        if not client.psk_modes and not client.truncated:
-            return set()  # such a client is sent none (a few stacks send two all the same)
-        used = client.psk_identity_len
-        if used is not None and length - after.rx_overhead - used in _TICKET_FRAMING:
-            return {begin}  # as long as the one it came with
-    return {begin} if end - begin > 1 else set()
+        return found if useful or len(found) > 1 else set()
+    return {begin} if useful and (known or end - begin > 1) else set()
+
+
+# Whether a ticket is as long as the one that the client came with.
+def _as_long_as_the_one_used(length: int, after: After, client: ClientHello | None) -> bool:
+    used = client.psk_identity_len if client is not None else None
+    return used is not None and length - after.rx_overhead - used in _TICKET_FRAMING
 
 
 def _may_be_h2(after: After, client: ClientHello | None, server: ServerHello | None) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import struct
+
 import pytest
 
 from monitor.correlate import Clock
@@ -9,6 +12,7 @@ from monitor.decode import ConnFlag, Library
 from tests.unit.events import (
     MS,
     RESET,
+    TESTS,
     TIMED_OUT,
     Capture,
     World,
@@ -115,6 +119,18 @@ def test_http_is_read_from_the_first_bytes_each_way() -> None:
     assert cut is None or cut.get("resp") is None
 
 
+@pytest.mark.parametrize("interim", [b"100 Continue\r\n\r\n", b"103 Early Hints\r\nLink: <"])
+def test_an_interim_answer_alone_is_no_status(interim) -> None:
+    request, answer = b"PUT /x HTTP/1.1\r\n", (b"HTTP/1.1 " + interim)[:32]
+    connection = talked(
+        tx_head=request.ljust(32), tx_head_len=len(request), rx_head=answer.ljust(32),
+        rx_head_len=len(answer),
+    )  # fmt: skip
+    assert record_of(connection).prot_specific == {  # and the record keeps to the schema
+        "protocol": "http", "method": "PUT", "version": "1.1",
+    }  # fmt: skip
+
+
 def test_a_socket_without_a_cookie_has_an_id_all_the_same() -> None:
     first, second = conn(1, end=9, cookie=0), conn(2, end=9, cookie=0)
     ids = {record_of(c).id for c in (first, second)}
@@ -151,6 +167,14 @@ def test_a_connection_that_was_broken_off(fields, state, error) -> None:
 # ---- TLS -----------------------------------------------------------------------------------------
 
 FULL = Capture("tls13_full")
+DATA = TESTS / "data" / "tls"
+
+
+def log_of(entries):
+    return b"".join(
+        struct.pack("=IHBB", us, size, kind, (1 if rx else 0) | (2 if first else 0))
+        for us, size, kind, rx, first, *_ in entries
+    )
 
 
 def hellos_of(connection, capture):
@@ -227,6 +251,20 @@ def test_turns_of_the_log_and_those_counted_after_it_add_up() -> None:
     assert more.sum_us == alone.sum_us + 70_000
     assert more.max_us == max(alone.max_us, 50_000)
     assert tls_record(turn_max_ns=0).turns.max_us == alone.max_us > 0
+
+
+def test_a_server_that_speaks_first_inside_tls_greets() -> None:
+    log = json.loads((DATA / "tls13_idle_then_request.json").read_text())["log"]
+    *entries, request, answer = ([us + 10_000, *rest] for us, *rest in log)
+    greeting = [request[0] - 5000, 80, 23, True, True, "app"]
+    capture = Capture("tls13_idle_then_request")
+    capture.log = log_of([*entries, greeting, request, answer])
+    record = tls_record(capture)
+    assert record.greeting_us == greeting[0] - record.sockconn_us
+    assert record.txn_resp_us == answer[0] - request[0]
+    # what was said before TLS began comes first; and a proxy's answer to CONNECT is no greeting
+    assert tls_record(capture, int(ConnFlag.TLS_LATE)).greeting_us is None
+    assert tls_record().greeting_us is None
 
 
 def test_the_protocol_chosen_is_told_apart_from_those_offered() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitor.correlate.hellos import HelloTable
+from monitor.correlate.hellos import MAX_BYTES, MAX_PARTS, PART_BYTES, HelloTable
 from monitor.decode import HelloEvent
 
 # TLS 1.2, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 (c030), no extensions
@@ -34,3 +34,12 @@ def test_a_hello_in_two_packets_is_put_together():
     assert hellos.server is not None
     assert not hellos.server.truncated
     assert len(table) == 0
+
+
+def test_a_hello_that_trickles_in_is_not_parsed_for_ever(monkeypatch):
+    parsed = []
+    monkeypatch.setattr("monitor.correlate.hellos.parse_server_hello", parsed.append)
+    table = HelloTable()
+    for byte in (SERVER_HELLO * 99)[:4000]:
+        table.add(server_part(1, bytes([byte])))
+    assert 0 < len(parsed) <= MAX_PARTS + MAX_BYTES // PART_BYTES + 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import h2.config
 import h2.connection
 import pytest
@@ -133,6 +135,27 @@ def test_http2_by_its_first_request(table):
     assert turn.prot_specific == {"protocol": "http", "version": "2", "resp": 404, "method": "GET"}
     assert turn.us == 21_001
     assert library.sent(b"\0" * 9) == []
+
+
+def test_http2_that_comes_byte_by_byte_is_read_once(table):
+    client = h2.connection.H2Connection()
+    server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    client.initiate_connection()
+    client.send_headers(
+        1, [(":method", "GET"), (":path", "/"), (":scheme", "https"), (":authority", "a.test")],
+        end_stream=True,
+    )  # fmt: skip
+    asked = client.data_to_send()
+    server.initiate_connection()
+    server.receive_data(asked)
+    server.send_headers(1, [(":status", "404"), *((f"x-{n}", "y" * 20) for n in range(40))])
+    library = Library(table)
+    library.sent(asked)
+    begun = time.process_time()
+    found = [turn for byte in server.data_to_send() for turn in library.received(bytes([byte]))]
+    assert time.process_time() - begun < 0.1  # it took 0.8 s for 300 of them
+    [turn] = found
+    assert turn.prot_specific["resp"] == 404
 
 
 def test_an_object_whose_memory_is_anothers_now(table):

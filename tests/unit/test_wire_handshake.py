@@ -292,6 +292,108 @@ def test_run_of_equal_records_is_data():
     assert wire.response_us == 61_000
 
 
+NO_PSK = dataclasses.replace(CLIENT, psk_modes=False)
+
+
+@pytest.mark.parametrize("client", [CLIENT, NO_PSK, None])
+@pytest.mark.parametrize("more", [[], [rx(63, 700)], [rx(63, 1232)], [rx(63, 1232), rx(64, 9)]])
+def test_an_answer_in_small_records_of_one_length_is_an_answer(client, more):
+    """HAProxy and Cloudflare begin so."""
+    wire = judge([*START, tx(41.2, 120), rx(61, 1232), rx(61.1, 1232), *more], client=client)
+    assert (wire.request_us, wire.response_us) == (41_200, 61_000)
+    assert (wire.turn_count, wire.tickets) == (1, 0)
+
+
+def test_the_kernel_side_notes_only_the_first_of_such_records():
+    flight = [rx(40, 27), rx(40, 2000), rx(40, 281), rx(40, 53)]  # in records as OpenSSL has them
+    wire = judge([*START[:2], *flight, START[3], tx(41.2, 120), rx(61, 1232), rx(63, 700)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (61_000, 1, 0)
+    # one record may be Java's, whose ticket is as large
+    assert judge([*START, tx(41.2, 120), rx(61, 1887), rx(261, 700)]).response_us == 261_000
+
+
+@pytest.mark.parametrize("more", [[], [rx(261, 700)]])
+def test_openssl_sends_tickets_to_those_who_cannot_use_any(more):
+    """To Go's and Erlang's clients: tests/data/events."""
+    wire = judge([*START, tx(41.2, 120), rx(61, 266), rx(61.1, 266), *more], client=NO_PSK)
+    assert (wire.tickets, wire.response_us) == (2, 261_000 if more else None)
+
+
+def test_two_large_tickets_hold_the_clients_certificate():
+    log = [*START[:3], tx(41, 1602), tx(41, 281), tx(41, 53), tx(41.2, 120)]
+    wire = judge([*log, rx(61, 1050), rx(61, 1050), rx(261, 700)])
+    assert (wire.tickets, wire.response_us) == (2, 261_000)
+    # or did so when the client first came: as long as the ticket it offers
+    client = dataclasses.replace(RESUMING, psk_identity_len=1008)
+    log = [*START, tx(41.2, 120), rx(61, 1050), rx(61, 1050), rx(261, 700)]
+    assert judge(log, client=client, server=RESUMED).response_us == 261_000
+
+
+def test_large_records_that_come_unasked_answer_nothing():
+    wire = judge([*START, rx(61, 1232), rx(61.1, 1232), tx(70, 120), rx(91, 700)])
+    assert (wire.request_us, wire.response_us) == (70_000, 91_000)
+
+
+@pytest.mark.parametrize("tickets", [[250, 250], [250, 266], [250], [1887]])
+def test_a_server_that_speaks_first_greets_inside_tls(tickets):
+    log = [*START, *(rx(61, length) for length in tickets), rx(161, 80), rx(162, 90)]
+    wire = judge([*log, tx(170, 40), rx(191, 60)])
+    assert (wire.greeting_us, wire.request_us, wire.response_us) == (161_000, 170_000, 191_000)
+    assert judge(log).greeting_us == 161_000
+
+
+def test_a_server_without_tickets_greets():
+    wire = judge([*START, rx(161, 80), tx(170, 40), rx(191, 60)])
+    assert (wire.greeting_us, wire.tickets) == (161_000, 0)
+    wire = judge([*START, rx(61, 80), tx(70, 40), rx(91, 60)], client=NO_PSK)
+    assert (wire.greeting_us, wire.response_us) == (61_000, 91_000)
+    server = dataclasses.replace(SERVER, version="TLSv1.2", version_number=0x0303)
+    log = [tx(0, 200, HS), rx(20, 3000, HS), tx(21, 70, HS), tx(21, 1, CCS), tx(21, 40, HS)]
+    log += [rx(41, 1, CCS), rx(41, 40, HS), rx(52, 90), tx(60, 50), rx(81, 70)]
+    wire = judge(log, server=server)
+    assert (wire.greeting_us, wire.request_us, wire.response_us) == (52_000, 60_000, 81_000)
+
+
+@pytest.mark.parametrize(
+    "unasked",
+    [
+        [],
+        [rx(61, 250), rx(61, 250)],
+        [rx(61, 250), rx(61, 266)],
+        [rx(61, 250), rx(61, 250), rx(61, 50), rx(61, 30)],  # HTTP/2: SETTINGS, WINDOW_UPDATE
+    ],
+)
+def test_tickets_and_settings_are_no_greeting(unasked):
+    assert judge([*START, *unasked, tx(99, 86), tx(99.1, 60)], client=H2).greeting_us is None
+    assert judge([*START, *unasked], client=H2).greeting_us is None
+
+
+@pytest.mark.parametrize("between", [[], [rx(61, 250), rx(61, 250)], [rx(61, 22)]])
+def test_new_keys_before_the_first_request_are_no_request(between):
+    wire = judge([*START, tx(41.1, 22), *between, tx(80, 120), rx(101, 900)])
+    assert (wire.request_us, wire.response_us, wire.turn_count) == (80_000, 101_000, 1)
+
+
+def test_a_request_as_short_as_new_keys_is_one_all_the_same():
+    log = [*START, rx(61, 250), rx(61, 250), tx(70, 22), rx(91, 40), tx(95, 22), rx(116, 40)]
+    wire = judge(log)
+    assert (wire.request_us, wire.response_us, wire.turn_count) == (70_000, 91_000, 2)
+
+
+@pytest.mark.parametrize("tickets", [[], [rx(121, 1050), rx(121, 1050)]])
+@pytest.mark.parametrize("verify", [281, 96])
+def test_a_certificate_that_is_asked_for_after_the_handshake(tickets, verify):
+    client = dataclasses.replace(CLIENT, post_handshake_auth=True)
+    log = [*START, tx(41.2, 120), rx(61, 250), rx(61, 250), rx(62, 180)]
+    log += [tx(100, 1602), tx(100, verify), tx(100, 53)]
+    wire = judge([*log, *tickets, rx(161, 900), rx(161.1, 901)], client=client)
+    assert (wire.request_us, wire.response_us, wire.turn_count) == (41_200, 161_000, 1)
+    assert judge(log, client=client).open_request_us == 41_200
+    assert judge([*log, rx(161, 900), rx(161, 900)], client=client).response_us == 161_000
+    # a client that offers none is asked for none
+    assert judge([*log, rx(161, 900)]).turn_count == 2
+
+
 def test_full_records_are_never_tickets():
     wire = judge([*START, tx(41.2, 120), rx(61, 16401), rx(61.1, 16401), rx(99, 500)])
     assert wire.response_us == 61_000
