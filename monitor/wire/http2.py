@@ -129,13 +129,14 @@ class _Way:
 class Reader:
     """Reads the first bytes of a connection, as they come."""
 
-    __slots__ = ("_answers", "_asked", "_method", "_sent_bytes", "_spent_us", "_ways")
+    __slots__ = ("_answered", "_answers", "_asked", "_method", "_sent_bytes", "_spent_us", "_ways")
 
     def __init__(self) -> None:
         self._ways = (_Way(len(PREFACE)), _Way(0))
         self._method = ""
         self._asked: dict[int, int] = {}  # stream: when its request began, the first one first
-        self._answers: list[tuple[int, int, int]] = []  # when, stream, status
+        self._answers: list[tuple[int, int, int | None]] = []  # when, stream, status
+        self._answered = False  # the first request finally is
         self._sent_bytes = 0
         self._spent_us: int | None = None
 
@@ -167,10 +168,15 @@ class Reader:
             self._method = method
         self._asked.setdefault(stream, at_us)
 
+    # Likewise: the status of one answer is told. On other streams the first block is the answer.
     def _answer(self, at_us: int, stream: int, block: bytes) -> None:
+        if self._answered:
+            self._answers.append((at_us, stream, None))
+            return
         status = self._fields(self._ways[True], block).get(":status", "")
         if status.isdecimal() and len(status) == 3:
             self._answers.append((at_us, stream, int(status)))
+            self._answered = int(status) >= 200 and stream == next(iter(self._asked), stream)
 
     # What cannot be read ends its direction: what comes after builds on it.
     def _fields(self, way: _Way, block: bytes) -> dict[str, str]:
@@ -190,7 +196,7 @@ class Reader:
         response_us: int | None = None
         turns_us = []
         for at_us, stream, code in self._answers:
-            if code < 200:
+            if code is not None and code < 200:
                 continue
             if stream == first and status is None:
                 status, response_us = code, at_us
