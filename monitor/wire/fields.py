@@ -18,7 +18,7 @@ __all__ = ["Fields"]
 _KEPT: Final = (b":method", b":status")
 _MAX_BYTES: Final = 4096  # of one direction's blocks
 _MAX_FIELDS: Final = 96  # likewise
-_MAX_LIST: Final = 3000  # of a block, decoded; each field counts for 32 more (RFC 7541 section 4.1)
+_MAX_LIST: Final = 3500  # of a block, decoded; each field counts for 32 more (RFC 7541 section 4.1)
 _MAX_SIZES: Final = 2  # changes of the table's size at a block's begin (RFC 7541 section 4.2)
 _MAX_TABLE: Final = 1 << 20  # what its owner allows; it never holds more than the blocks gave
 

@@ -26,7 +26,7 @@ def conversation(*statuses: str, big: int = 0) -> tuple[bytes, bytes]:
     client.receive_data(received)
     for number, status in enumerate(statuses):
         stream = 2 * number + 1
-        fields = [*REQUEST, *((f"x-{i}", "y" * 100) for i in range(big))]
+        fields = [*REQUEST, *((f"x-{i}", "y" * 110) for i in range(big))]
         client.send_headers(stream, fields, end_stream=True)
         data = client.data_to_send()
         server.receive_data(data)
@@ -159,7 +159,7 @@ def test_each_stream_is_a_turn_while_all_of_it_is_handed_over():
     seen = analyze(pieces(sent, 5000, 0), pieces(received, 5000, 30_000))
     assert seen.turns_us == (30_000,) * 3
     # after 2 KB the kernel side counts
-    sent, received = conversation("200", "404", big=22)
+    sent, received = conversation("200", "404", big=20)
     assert len(sent) > 2048
     assert analyze(pieces(sent, 9000, 0), pieces(received, 5000, 30_000)).turns_us == ()
     assert analyze(pieces(sent, 9000, 0), pieces(received, 5000, 30_000)).status == 200
