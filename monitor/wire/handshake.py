@@ -334,6 +334,7 @@ def _stages_13(
         tx_overhead=tx_overhead,
         rx_overhead=rx_overhead,
         rx_may_pad=len(theirs) == 1,
+        trip_us=trip_us or 0,
         ticket_limit_us=log[end][0] + 2 * (trip_us or 0) + TICKET_SLACK_US,
         certificate=certificate,
         finished=finished,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from monitor.wire.hello import ClientHello, ServerHello
 
@@ -53,9 +54,12 @@ _SETTINGS = frozenset(9 + 6 * n + more for n in range(9) for more in (0, 9, 13, 
 # taken for a request, which comes to the same when the request follows at once.
 _PREFACE_ONLY = 24
 _PREFACE = frozenset(24 + 9 + 6 * n + more for n in range(7) for more in (0, 13)) | {24}
-# Acknowledgement 9, WINDOW_UPDATE or RST_STREAM 13, PING or GOAWAY 17, and pairs of them.
-_CONTROL = frozenset((9, 13, 17, 18, 22, 26, 30, 34))
+# Acknowledgement or an empty DATA 9, WINDOW_UPDATE or RST_STREAM 13, PING or GOAWAY 17; and up to
+# three of them in one record.
+_CONTROL = frozenset((9, 13, 17))
+_CONTROLS = frozenset(sum(more) for n in (1, 2, 3) for more in combinations(3 * (9, 13, 17), n))
 _SETTINGS_ACK = 9
+_EMPTY = frozenset((9,))
 _PRELUDE = _SETTINGS | _CONTROL
 
 # RFC 8446 section 4.6.3: type, length, and whether the other side is to do it too.
@@ -72,7 +76,8 @@ class After:
     """Application data records, in order of time, that follow a handshake (or early data).
 
     ``*_overhead`` is a record's length less the plaintext in it, 0 where that varies;
-    ``rx_may_pad``: or JAVA_PADDING more. ``ticket_limit_us``: by then session tickets have
+    ``rx_may_pad``: or JAVA_PADDING more. ``trip_us``: what a round trip takes at most, 0 where
+    that was not seen. ``ticket_limit_us``: by then session tickets have
     come, if any do; None where they are not sent as data (up to TLS 1.2). ``certificate``: the
     client sent one, which is then in its tickets. ``finished``: lengths of a record with nothing
     but a Finished.
@@ -82,6 +87,7 @@ class After:
     tx_overhead: int
     rx_overhead: int
     rx_may_pad: bool = False
+    trip_us: int = 0
     ticket_limit_us: int | None = None
     certificate: bool = False
     finished: Sequence[int] = ()
@@ -100,6 +106,25 @@ class Turns:
     count: int = 0
     sum_us: int = 0
     max_us: int = 0
+
+    def ask(self, at_us: int) -> None:
+        """Something was sent: a request, or more of the one that is open."""
+        if self.open_request_us is None:
+            self.open_request_us = at_us
+        if self.request_us is None:
+            self.request_us = at_us
+
+    def answer(self, at_us: int) -> None:
+        """Something was received: an answer, if a request is open."""
+        if self.open_request_us is None:
+            return
+        took = max(at_us - self.open_request_us, 0)
+        self.open_request_us = None
+        if self.response_us is None:
+            self.response_us = at_us
+        self.count += 1
+        self.sum_us += took
+        self.max_us = max(self.max_us, took)
 
 
 def find_turns(after: After, client: ClientHello | None, server: ServerHello | None) -> Turns:
@@ -137,28 +162,62 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
         if index not in skip and not (h2_possible and _holds(_PRELUDE, length, after)):
             turns.greeting_us = at
             break
-    opened: int | None = None
-    for index, (at, length, _, rx, _) in enumerate(data):
-        if index in skip:
-            continue
-        if rx:
-            if opened is None or (turns.h2 and _holds(_CONTROL, length, after)):
-                continue
-            took = max(at - opened, 0)
-            if turns.response_us is None:
-                turns.response_us = at
-            turns.count += 1
-            turns.sum_us += took
-            turns.max_us = max(turns.max_us, took)
-            opened = None
-        elif opened is None and not (turns.h2 and length - tx_over in _CONTROL):
-            if turns.request_us is None and _is_key_update(data, index, skip, after):
-                continue
-            opened = at
-            if turns.request_us is None:
-                turns.request_us = at
-    turns.open_request_us = opened
+    left = [
+        record
+        for index, record in enumerate(data)
+        if index not in skip
+        and not (not turns.h2 and not record[3] and _is_key_update(data, index, skip, after))
+    ]
+    if turns.h2:
+        _read_streams(left, turns, after)
+    else:
+        _read_turns(left, turns)
     return turns
+
+
+def _read_turns(data: Sequence[Record], turns: Turns) -> None:
+    for at, _, _, rx, _ in data:
+        if not rx:
+            turns.ask(at)
+        else:
+            turns.answer(at)
+
+
+# HTTP/2's control frames go both ways at any time, and the fields of a request or an answer that
+# was made before take no more bytes than they. So what is as long as one control frame, or as
+# several, is a request or an answer only where nothing better is there.
+def _read_streams(data: Sequence[Record], turns: Turns, after: After) -> None:
+    maybe_asked: int | None = None
+    maybe_answered: int | None = None
+    complete = False  # what may be the answer has been followed by an empty frame, its end
+    for at, length, _, rx, _ in data:
+        if not rx:
+            if length - after.tx_overhead not in _CONTROLS:
+                if maybe_answered is not None:
+                    turns.answer(maybe_answered)
+                    maybe_answered = None
+                turns.ask(at)
+                complete = False
+            elif length - after.tx_overhead != _SETTINGS_ACK:
+                if complete and maybe_answered is not None:
+                    turns.answer(maybe_answered)
+                    maybe_answered, complete = None, False
+                maybe_asked = at
+            continue
+        one = _holds(_CONTROL, length, after)
+        since_us = at - maybe_asked if maybe_asked is not None else -1
+        # sooner than a round trip it is more of the answer before
+        if not one and turns.open_request_us is None and since_us >= after.trip_us:
+            turns.ask(at - since_us)
+        if one:
+            complete = complete or _holds(_EMPTY, length, after)
+        elif not _holds(_CONTROLS, length, after):
+            turns.answer(at)
+            maybe_answered = maybe_asked = None
+        elif maybe_answered is None and turns.open_request_us is not None:
+            maybe_answered, complete = at, False
+    if maybe_answered is not None:
+        turns.answer(maybe_answered)
 
 
 # A server may want a certificate for what was asked (RFC 8446 section 4.6.2): wanting it is no
@@ -311,11 +370,11 @@ def _skip_preludes(
     followed = False
     for index in range(last + 1, len(data)):
         if not data[index][3]:
-            followed = data[index][1] - tx_over not in _CONTROL
+            followed = data[index][1] - tx_over not in _CONTROLS
             if followed:
                 break
         elif index not in skip and not (
-            (index == heard and settings) or _holds(_CONTROL, data[index][1], after)
+            (index == heard and settings) or _holds(_CONTROLS, data[index][1], after)
         ):
             break
     turns.h2 = turns.h2 or (settings and (acked or preface)) or (preface and followed)
