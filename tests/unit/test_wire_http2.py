@@ -163,3 +163,37 @@ def test_each_stream_is_a_turn_while_all_of_it_is_handed_over():
     assert len(sent) > 2048
     assert analyze(pieces(sent, 9000, 0), pieces(received, 5000, 30_000)).turns_us == ()
     assert analyze(pieces(sent, 9000, 0), pieces(received, 5000, 30_000)).status == 200
+
+
+def test_every_small_answer_of_grpc_is_a_turn_while_all_of_it_is_handed_over():
+    call = [("grpc-method", "/a.B/C"), ("content-type", "application/grpc"), ("te", "trailers")]
+    client = h2.connection.H2Connection()
+    server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    client.initiate_connection()
+    server.initiate_connection()
+    reader = Reader()
+    read = {False: 0, True: 0}
+    calls = 0
+
+    def move(sender, receiver, *, received: bool) -> bool:
+        data = sender.data_to_send()
+        receiver.receive_data(data)
+        reader.add(Piece(10 * calls + received, read[received], data), received=received)
+        read[received] += len(data)
+        return read[received] < 2048
+
+    assert move(client, server, received=False) and move(server, client, received=True)
+    while True:
+        stream = 2 * calls + 1
+        client.send_headers(stream, [*REQUEST, *call])
+        client.send_data(stream, bytes(5), end_stream=True)
+        if not move(client, server, received=False):
+            break
+        server.send_headers(stream, [(":status", "200"), ("content-type", "application/grpc")])
+        server.send_data(stream, bytes(5))
+        server.send_headers(stream, [("grpc-status", "0")], end_stream=True)
+        if not move(server, client, received=True):
+            break
+        calls += 1
+    assert calls > 42  # 128 frames
+    assert len(reader.seen().turns_us) >= calls
