@@ -170,6 +170,14 @@ FLEET: tuple[Client, ...] = (
         checks="never",
     ),
     Client(
+        name="pandoc",
+        stack="Haskell, its own TLS",
+        argv=lambda url, tools: [
+            "env", f"SYSTEM_CERTIFICATE_PATH={tools.ca}", "pandoc", "--from=html", "--to=plain", url,
+        ],
+        source="wire",
+    ),
+    Client(
         name="deno",
         stack="Rust, rustls",
         argv=lambda url, tools: [str(NPM / "deno"), "eval", "--cert", tools.ca, _DENO % url],
