@@ -62,6 +62,8 @@ class _Exchange:
     addresses: list[tuple[int, bytes]] | None = None
     keys: frozenset[bytes] = frozenset()
     stub: bool = False
+    unsettled: bool = False
+    """The server could not say, or not so long a thing: the question is asked again."""
     lookup: Lookup | None = None  # made of this and what followed ...
     lookup_parts: int = 0  # ... of so many
 
@@ -240,6 +242,7 @@ class DnsTable:
             data,
             len(data),
             kind,
+            unsettled=bool(data[2] & _TRUNCATED_BIT) or data[3] & 15 not in (0, _NXDOMAIN),
             stub=bool(event.flags & DnsFlag.STUB),
         )
         self._keep(process, exchange)
@@ -393,12 +396,12 @@ def _parts_of(newest: _Exchange, known: list[_Exchange]) -> list[_Exchange]:
             continue
         if x.asked_ns < before_ns:
             continue
-        if x.kind in answered and x.addresses:
+        if x.kind in answered and not x.unsettled:
             if x.asked_ns < newest.asked_ns:
                 break
             continue
         parts.append(x)
-        if x.addresses:
+        if not x.unsettled:
             answered.add(x.kind)
     return sorted(parts, key=lambda x: x.asked_ns)
 

@@ -173,7 +173,7 @@ FLEET: tuple[Client, ...] = (
         name="pandoc",
         stack="Haskell, its own TLS",
         argv=lambda url, tools: [
-            "env", f"SYSTEM_CERTIFICATE_PATH={tools.ca}", "pandoc", "--from=html", "--to=plain", url,
+            "env", f"SYSTEM_CERTIFICATE_PATH={tools.ca}", "pandoc", "--from=html", url,
         ],
         source="wire",
     ),

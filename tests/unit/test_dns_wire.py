@@ -290,6 +290,25 @@ def test_a_family_without_addresses_is_part_of_its_own_lookup_alone():
     assert only(world.feed(ended(conn(1_345, A), 1_400))).dns_us == 41_000
 
 
+def test_a_server_that_could_not_say_was_asked_again_in_the_same_lookup():
+    world = World()
+    question = dns.message.make_query("one.example", "A", id=7)
+    failed = dns.message.make_response(question)
+    failed.set_rcode(2)
+    world.feed(event(question.to_wire(), 0, received=False))
+    world.feed(event(failed.to_wire(), 30, received=True))
+    world.feed(*exchange("one.example", "A", A, asked=31, answered=60))
+    assert only(world.feed(ended(conn(65, A), 400))).dns_us == 60_000
+
+
+def test_families_asked_for_one_after_the_other_are_each_in_their_own_lookup():
+    world = World()
+    for ms in (0, 110):
+        world.feed(*exchange("one.example", "A", A, asked=ms, answered=ms + 40))
+        world.feed(*exchange("one.example", "AAAA", asked=ms + 41, answered=ms + 80))
+    assert only(world.feed(ended(conn(195, A), 400))).dns_us == 80_000
+
+
 def test_a_longer_name_that_fails_after_the_shorter_one_was_found_is_no_try_of_it():
     world = World()
     world.feed(*exchange("one.example", "A", A, asked=0, answered=20))
