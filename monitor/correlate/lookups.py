@@ -161,7 +161,7 @@ class _Process:
     """When each thread that connects did so last."""
     stacked: bool = False
     """A thread that connects has asked for two names in a row: one was for another thread."""
-    orphans: list[set[int]] = field(default_factory=list)
+    orphans: deque[set[int]] = field(default_factory=lambda: deque(maxlen=MAX_ORPHANS))
     """The threads that may have asked for what one that never asked connected to."""
 
     def crossing(self) -> bool:
@@ -355,7 +355,7 @@ class LookupTable:
                 elif key in x.keys and _is_unused(x, key):
                     others.add(x.task.tid)
             process.stacked = process.stacked or len(asked) > 1
-            if not knows and others and len(process.orphans) < MAX_ORPHANS:
+            if not knows and others:
                 process.orphans.append(others)
             process.note(conn)
 
