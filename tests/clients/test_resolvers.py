@@ -7,10 +7,12 @@ import pytest
 
 from tests.clients.expectations import Between, Within
 from tests.lab import world
-from tests.lab.programs import SCRIPTS
-from tests.lab.servers import Behaviour
+from tests.lab.netns import namespace
+from tests.lab.programs import SCRIPTS, run
+from tests.lab.resolver import Name, Resolver
+from tests.lab.servers import Behaviour, Server
 
-pytestmark = pytest.mark.client("dig", "gcc", "ip", "musl-gcc", "rclone")
+pytestmark = pytest.mark.client("dig", "gcc", "hey", "ip", "musl-gcc", "nft", "rclone")
 
 DNS_S = 0.060
 FUNCTIONS = ["gethostbyname", "gethostbyname2", "gethostbyname_r", "gethostbyname2_r"]
@@ -125,3 +127,27 @@ def test_nobody_answers(lab, watch, site):
     record = seen.record
     assert (record["state"], record["error"], record["dns_disp"]) == ("failed", "EAI_AGAIN", 2)
     assert record["dns_us"] is None  # when the program gave up is not to be seen
+
+
+# As in a container of Docker's: what is asked of 127.0.0.11 goes to a port that changes.
+DOCKER = """add table ip nat; add chain ip nat out { type nat hook output priority -100; };
+add rule ip nat out ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:34567;
+add rule ip nat out ip daddr 127.0.0.11 tcp dport 53 dnat to 127.0.0.11:34567"""
+
+
+def test_questions_that_are_sent_on_to_another_port(watch):
+    host = "docker.lab.test"
+    with namespace(nameserver="127.0.0.11") as space:
+        assert run(space, ["nft", DOCKER]).code == 0
+        zone = {host: Name(a=("127.0.0.1",), delay_s=DNS_S)}
+        resolver = Resolver(space, "127.0.0.11", zone, port=34567)
+        server = Server(space, "127.0.0.1", 8080, Behaviour())
+        try:
+            argv = ["hey", "-n", "1", "-c", "1", f"http://{host}:8080/"]
+            record = watch.run(argv, space=space).record
+            waited_us = resolver.waited_us(host)
+        finally:
+            server.close()
+            resolver.close()
+    assert (record["host"], record["dns_source"], record["peer"]) == (host, "wire", "127.0.0.1")
+    assert record["dns_us"] == Within(waited_us)

@@ -53,17 +53,20 @@ class Query:
 
 
 class Resolver:
-    """DNS over UDP and TCP on port 53 of ``address`` in ``space``.
+    """DNS over UDP and TCP on ``address`` in ``space``, port 53 unless said.
 
     ``zone`` maps lower-case names without the final dot; a name that is not in it does not
     exist. It may be changed while the resolver runs.
     """
 
-    def __init__(self, space: Namespace, address: str, zone: Mapping[str, Name]) -> None:
+    def __init__(
+        self, space: Namespace, address: str, zone: Mapping[str, Name], port: int = 53
+    ) -> None:
         self.zone = dict(zone)
         self.queries: list[Query] = []
         self._space = space
         self._address = address
+        self._port = port
         self._start()
 
     def _start(self) -> None:
@@ -71,10 +74,10 @@ class Resolver:
 
         def open_sockets() -> tuple[socket.socket, socket.socket]:
             udp = socket.socket(family, socket.SOCK_DGRAM)
-            udp.bind((self._address, 53))
+            udp.bind((self._address, self._port))
             tcp = socket.socket(family, socket.SOCK_STREAM)
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tcp.bind((self._address, 53))
+            tcp.bind((self._address, self._port))
             tcp.listen(64)
             return udp, tcp
 
