@@ -17,6 +17,7 @@ pytestmark = pytest.mark.kernel("chroot", "dpkg", "dpkg-deb", "mount", "unshare"
 
 ROOT = Path(__file__).resolve().parents[2]
 ZSH = "/usr/share/zsh/vendor-completions"
+ZSH_LOCAL = "/usr/local/share/zsh/site-functions"
 
 # $1: a folder of the test; the script in it runs in the copy. Its changes end up in $1/up.tar.
 IN_A_COPY = """
@@ -70,9 +71,17 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def built_local(tmp_path_factory):
+    """As ``make install`` has it."""
+    root = tmp_path_factory.mktemp("local") / "root"
+    run("packaging/build", root, "/usr/local", ZSH_LOCAL)
+    return root
+
+
+@pytest.fixture(scope="module")
 def package(built, tmp_path_factory):
     out = tmp_path_factory.mktemp("deb")
-    run("packaging/deb", built, out)
+    run("packaging/deb", built, out, env={**os.environ, "CONMOND_DEB_COMPRESSION": "gzip"})
     (file,) = out.iterdir()
     return file
 
@@ -145,10 +154,8 @@ def test_the_package_installs_runs_and_leaves_nothing(package, tmp_path):
     assert left == []
 
 
-def test_make_install_and_uninstall_leave_nothing(built, tmp_path):
-    zsh = "/usr/local/share/zsh/site-functions"
-    root = tmp_path / "root"
-    run("packaging/build", root, "/usr/local", zsh)
+def test_make_install_and_uninstall_leave_nothing(built_local, tmp_path):
+    zsh = ZSH_LOCAL
     tree = tmp_path / "tree"
     for folder in ("packaging", "systemd"):
         shutil.copytree(ROOT / folder, tree / folder)
@@ -175,7 +182,7 @@ def test_make_install_and_uninstall_leave_nothing(built, tmp_path):
         /in/tree/packaging/uninstall "" 1
         ! getent group conmond
         """,
-        root,
+        built_local,
         tree,
     )
     assert left == []
@@ -194,12 +201,10 @@ def test_an_install_below_another_root_touches_nothing_else(built, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_uninstall_removes_what_was_installed_below_every_prefix(built, tmp_path):
-    dest, local = tmp_path / "dest", tmp_path / "local"
+def test_uninstall_removes_what_was_installed_below_every_prefix(built, built_local, tmp_path):
+    dest, zsh = tmp_path / "dest", ZSH_LOCAL
     dest.mkdir()
-    zsh = "/usr/local/share/zsh/site-functions"
-    run("packaging/build", local, "/usr/local", zsh)
-    run("packaging/install", local, "/usr/local", zsh, dest)
+    run("packaging/install", built_local, "/usr/local", zsh, dest)
     for _ in range(2):
         run("packaging/install", built, "/usr", ZSH, dest)
     for path in (*listed("link", "file", prefix="/usr/local", zsh=zsh), *listed("link", "file")):
