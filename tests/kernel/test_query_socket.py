@@ -459,13 +459,14 @@ HOSTILE = (
     b"GET /v1/doctor HTTP/1.1\r\nHost: c\r\nTransfer-Encoding: chunked\r\n\r\n" + b"F" * 17,
     b"HEAD /v1/no HTTP/1.1\r\nHost: c\r\n\r\n",
     b"HEAD /v1/records?before=zzz HTTP/1.1\r\nHost: c\r\n\r\n" * 3,
-    b"GET /v1/no HTTP/1.1\r\nHost:c\r\n\r\n" * 500,
+    b"GET /v1/no HTTP/1.1\r\nHost:c\r\n\r\n" * 40,
     b"CONNECT c:80 HTTP/1.1\r\nHost: c\r\n\r\n",
 )
-HOSTILE_CLIENTS = 100_000
+# The long form takes half a minute: CONMOND_HOSTILE=100000
+HOSTILE_CLIENTS = int(os.environ.get("CONMOND_HOSTILE", "30000"))
 
 
-def test_a_hundred_thousand_hostile_clients_cost_nothing(client, running, web):
+def test_hostile_clients_cost_nothing(client, running, web):
     """Wrong, huge and half requests from one side, slow ones held open, connections meanwhile."""
     before = client.doctor()["cost"]["rss_bytes"]
     slow = []

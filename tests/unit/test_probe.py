@@ -183,6 +183,7 @@ def hang_up(_, sock):
         (hang_up, "https", "EPROTO", "closed"),
     ],
 )
+@pytest.mark.flaky(reruns=2)  # held to a clock, which another machine's load moves
 def test_hostile_peers_cost_bounded_time_and_memory(serve, talk, scheme, error, result):
     port = serve(talk)
     tracemalloc.start()
