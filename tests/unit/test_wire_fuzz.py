@@ -50,6 +50,8 @@ ROUNDS = int(os.environ.get("CONMOND_FUZZ", "0"))
 # ten million rounds take 13 and 40 minutes
 patience = pytest.mark.seconds(6 * 3600 if ROUNDS else 60)
 SLOW_NS = 1_000_000
+# Another machine's load on this host's cores halves their speed.
+held_to_a_clock = pytest.mark.flaky(reruns=2)
 
 hostile_bytes = st.one_of(
     st.binary(max_size=4096),
@@ -246,6 +248,7 @@ def test_bulk_mutations():
     assert done > 1000
 
 
+@held_to_a_clock
 def test_worst_cases_stay_under_a_millisecond():
     many = b"\x03\x03" + bytes(32) + b"\0\0\2\x13\1\1\0\x0f\xff"
     cases = [
@@ -351,6 +354,7 @@ def http2_bytes() -> dict[str, tuple[bytes, bytes]]:
     return found
 
 
+@held_to_a_clock
 def test_worst_cases_of_http2_in_many_packets_stay_under_a_millisecond():
     """Each packet with a look at what was said so far; and not much more all of them together."""
     for name, ways in http2_bytes().items():
@@ -419,6 +423,7 @@ def quic_datagrams() -> dict[str, list[tuple[bool, bytes]]]:
     return found
 
 
+@held_to_a_clock
 def test_worst_cases_of_quic_stay_under_a_millisecond():
     """Each datagram, what is made of them, and not much more all of them together."""
     slowest = {}
