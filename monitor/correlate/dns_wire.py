@@ -19,7 +19,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from conmon.names import EAI_AGAIN, EAI_NODATA, EAI_NONAME
-from monitor.correlate.lookups import FRESH_NS, RIVALS_NS, Lookup, fold, make_wire_lookup
+from monitor.correlate.lookups import (
+    FRESH_NS,
+    RIVALS_NS,
+    Evicted,
+    Lookup,
+    fold,
+    make_wire_lookup,
+)
 from monitor.correlate.text import AF_INET, AF_INET6, address_key
 from monitor.decode import ConnEvent, DnsEvent, DnsFlag, Task
 
@@ -57,6 +64,8 @@ class _Exchange:
     answered_ns: int
     raw: bytes
     size: int
+    asked: bytes
+    """The name in its question, as it stands there, in lower case."""
     kind: int = 0
     name: str | None = None
     addresses: list[tuple[int, bytes]] | None = None
@@ -139,8 +148,8 @@ class DnsTable:
         self._deadline_ns: int | None = None  # None: to be found
         self._count = 0
         self._bytes = 0
-        self._evicted_ns: dict[_Process, int] = {}  # the newest answer that is not kept any more
-        self._evicted_all_ns = 0  # ... of a process of which none is
+        self._evicted: dict[_Process, Evicted] = {}
+        self._evicted_all_ns = 0  # the newest answer of a process of which none is kept any more
         self._undecided: OrderedDict[tuple[_Process, bytes], _Undecided] = OrderedDict()
         self._streams: OrderedDict[tuple[int, bool], _Stream] = OrderedDict()
 
@@ -241,6 +250,7 @@ class DnsTable:
             event.ts_ns,
             data,
             len(data),
+            question[0] if question else b"",
             kind,
             unsettled=bool(data[2] & _TRUNCATED_BIT) or data[3] & 15 not in (0, _NXDOMAIN),
             stub=bool(event.flags & DnsFlag.STUB),
@@ -257,22 +267,19 @@ class DnsTable:
         self._count += 1
         self._bytes += exchange.size
         if len(answers) > PER_PROCESS:
-            evicted = answers.popleft()
-            self._evicted_ns[process] = evicted.answered_ns
-            self._let_go(evicted)
+            self._let_go(process, answers.popleft())
         while self._count > TOTAL or self._bytes > TOTAL_BYTES:
             if len(self._answered) == 1:
-                evicted = answers.popleft()
-                self._evicted_ns[process] = evicted.answered_ns
-                self._let_go(evicted)
+                self._let_go(process, answers.popleft())
                 continue
             oldest, its = self._answered.popitem(last=False)
-            self._evicted_ns.pop(oldest, None)
             self._evicted_all_ns = max(self._evicted_all_ns, its[-1].answered_ns)
             for evicted in its:
-                self._let_go(evicted)
+                self._let_go(oldest, evicted)
+            del self._evicted[oldest]
 
-    def _let_go(self, exchange: _Exchange) -> None:
+    def _let_go(self, process: _Process, exchange: _Exchange) -> None:
+        self._evicted.setdefault(process, Evicted()).add(exchange.asked, exchange.answered_ns)
         self._count -= 1
         self._bytes -= exchange.size
 
@@ -350,7 +357,9 @@ class DnsTable:
         fits = [x for x in known if key in x.keys]
         if not fits:
             return None
-        evicted_ns = max(self._evicted_ns.get(process, 0), self._evicted_all_ns)
+        evicted = self._evicted.get(process)
+        evicted_ns = evicted.but_for(fits[-1].asked) if evicted is not None else 0
+        evicted_ns = max(evicted_ns, self._evicted_all_ns)
         sure = len({x.name for x in fits}) == 1 and conn.connect_ns - evicted_ns > RIVALS_NS
         spent = conn.connect_ns - fits[-1].answered_ns > FRESH_NS
         if not sure or spent:

@@ -35,6 +35,7 @@ from monitor.decode import ConnEvent, LookupEvent, LookupFlag, Task
 __all__ = [
     "AMBIGUOUS",
     "Ambiguous",
+    "Evicted",
     "Join",
     "Lookup",
     "LookupTable",
@@ -151,10 +152,29 @@ AMBIGUOUS: Final = Ambiguous()
 
 
 @dataclass(slots=True)
+class Evicted:
+    """When the newest answers came that are not kept any more."""
+
+    name: str | bytes = ""
+    name_ns: int = 0
+    others_ns: int = 0
+
+    def add(self, name: str | bytes, answered_ns: int) -> None:
+        """An answer for a name is let go."""
+        if name != self.name:
+            self.others_ns = max(self.others_ns, self.name_ns)
+            self.name, self.name_ns = name, 0
+        self.name_ns = max(self.name_ns, answered_ns)
+
+    def but_for(self, name: str | bytes) -> int:
+        """When the newest one for another name came; 0: there was none."""
+        return self.others_ns if name == self.name else max(self.others_ns, self.name_ns)
+
+
+@dataclass(slots=True)
 class _Process:
     lookups: deque[Lookup] = field(default_factory=lambda: deque(maxlen=PER_PROCESS))
-    evicted_ns: int = 0
-    """End of the newest lookup that is not kept any more."""
+    evicted: Evicted = field(default_factory=Evicted)
     doubted_ns: int = 0
     """Of what was answered by then nobody knows what has been connected to."""
     connected_ns: dict[int, int] = field(default_factory=dict)
@@ -233,7 +253,7 @@ class LookupTable:
             self._processes.move_to_end(key)
         if len(process.lookups) == PER_PROCESS:
             self._count -= 1
-            process.evicted_ns = max(process.evicted_ns, process.lookups[0].end_ns)
+            process.evicted.add(process.lookups[0].folded, process.lookups[0].end_ns)
         process.lookups.append(lookup)
         self._count += 1
         for pid in (event.task.pid, *ancestors):
@@ -303,7 +323,7 @@ class LookupTable:
         same_port = [x for x in fits if x.service_port == conn.rport]
         fits = same_port or fits
         alone = _one_name(fits)
-        evicted_ns = max(process.evicted_ns, self._evicted_ns)
+        evicted_ns = max(process.evicted.but_for(fits[0].folded), self._evicted_ns)
         sure = alone and conn.connect_ns - evicted_ns > RIVALS_NS
         spent = all(x.used or conn.connect_ns - x.end_ns > FRESH_NS for x in fits)
         if not sure or spent:

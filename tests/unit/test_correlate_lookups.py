@@ -249,6 +249,14 @@ def test_a_name_that_is_not_kept_any_more_may_have_been_the_one(world: World) ->
     assert only(world.feed(made(2020, 2030, 1))).host == "two.example"
 
 
+def test_the_same_name_asked_for_very_often_stays_certain(world: World) -> None:
+    world.feed(*(lookup(i, "one.example", A, end=i + 1) for i in range(3 * PER_PROCESS)))
+    assert only(world.feed(made(3 * PER_PROCESS + 2, 3000, 1))).host == "one.example"
+    world.feed(lookup(3001, "two.example", A, end=3002))
+    world.feed(*(lookup(3003 + i / 9, "one.example", A, end=3004) for i in range(PER_PROCESS)))
+    assert only(world.feed(made(3040, 3050, 2))).host is None  # "two" was let go just now
+
+
 def test_one_name_in_two_spellings_is_one_name(world: World) -> None:
     world.feed(lookup(0, "One.example", A), lookup(6, "one.example.", A))
     assert only(world.feed(made(20, 30, 1))).host == "one.example."

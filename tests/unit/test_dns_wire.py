@@ -340,6 +340,13 @@ def test_an_answer_that_is_not_kept_any_more_may_have_been_the_one():
     assert only(world.feed(ended(conn(2_040, A), 2_100))).host == "two.example"
 
 
+def test_the_same_name_asked_for_very_often_stays_certain():
+    world = World()
+    for number in range(2 * PER_PROCESS):
+        world.feed(*exchange("one.example", "A", A, asked=number, answered=number + 1))
+    assert only(world.feed(ended(conn(2 * PER_PROCESS + 2, A), 3_000))).host == "one.example"
+
+
 def failing(name: str, rcode: int, asked: float, answered: float | None, **more: int):
     events = []
     for sk, kind in ((1, "A"), (2, "AAAA")):
