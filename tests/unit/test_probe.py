@@ -88,7 +88,7 @@ def probe(url, **how):
 
 def answer(text):
     def talk(_, sock):
-        while b"\r\n\r\n" not in sock.recv(65536):
+        while (data := sock.recv(65536)) and b"\r\n\r\n" not in data:
             pass
         time.sleep(0.03)
         sock.sendall(text)
@@ -120,8 +120,8 @@ def test_a_tls_request(serve, authority, http2):
         session = H2Connection(H2Configuration(client_side=False))
         session.initiate_connection()
         sock.sendall(session.data_to_send())
-        while True:
-            for event in session.receive_data(sock.recv(65536)):
+        while data := sock.recv(65536):
+            for event in session.receive_data(data):
                 if isinstance(event, RequestReceived):
                     session.send_headers(event.stream_id, [(":status", "204")], end_stream=True)
             sock.sendall(session.data_to_send())
