@@ -32,6 +32,7 @@ SILENT_PEER_NS: Final = 900_000_000
 # An answer older than this was remembered by the program: its lookup was not part of what the
 # user waited for, and the record starts at connect().
 CACHED_NS: Final = 1_000_000_000
+_UNBOUND: Final = bytes(16)
 
 
 @dataclass(slots=True)
@@ -115,6 +116,7 @@ def record_of(
     earlier: Sequence[ConnEvent] = (),
     lost: bool = False,
     plain: dict[str, Any] | None = None,
+    tcp: Tcp | None = None,
 ) -> Record:
     """Make the record of one connection, open or ended.
 
@@ -127,6 +129,7 @@ def record_of(
         earlier: the other attempts of the same connection.
         lost: events were lost that could belong to it.
         plain: what was spoken inside TLS, where its library was asked.
+        tcp: what the socket of an open one says; of an ended one the event tells.
     """
     flags = conn.flags
     established = conn.established_ns
@@ -135,6 +138,7 @@ def record_of(
     transport = ("quic" if flags & ConnFlag.QUIC else "udp") if datagrams else "tcp"
     ipv4 = is_ipv4(conn.family, conn.raddr)
     raddr = address_text(conn.family, conn.raddr)
+    connect_ns, end_ns = conn.connect_ns, conn.end_ns
     error: str | None = None
 
     if earlier:
@@ -143,7 +147,7 @@ def record_of(
         won = bool(established)
         attempts = tuple(attempt_of(c, first_ns, won_elsewhere=won) for c in tries)
     else:
-        first_ns = conn.connect_ns
+        first_ns = connect_ns
         attempts = (attempt_of(conn, first_ns),)
     if not established and conn.phase == Phase.FAILED:
         # one that was given up when the others had failed says less than they do
@@ -160,7 +164,7 @@ def record_of(
         host, host_source = lookup.name, "lookup"
         answered_ns = lookup.end_before(first_ns)
         dns_us = (answered_ns - lookup.start_ns) // 1000
-        age_us = (conn.connect_ns - lookup.end_before(conn.connect_ns)) // 1000
+        age_us = (connect_ns - lookup.end_before(connect_ns)) // 1000
         if first_ns - answered_ns < CACHED_NS:
             start_ns = min(first_ns, lookup.start_ns)
 
@@ -198,7 +202,7 @@ def record_of(
         netns=conn.netns or None,
         host=host,
         host_source=host_source,
-        laddr=address_text(conn.family, conn.laddr) if any(conn.laddr) else None,
+        laddr=address_text(conn.family, conn.laddr) if conn.laddr != _UNBOUND else None,
         lport=conn.lport or None,
         raddr=raddr,
         rport=conn.rport,
@@ -212,7 +216,7 @@ def record_of(
         dns_age_us=age_us,
         dns_match=join.match if join else None,
         sockconn_us=(
-            (established - conn.connect_ns) // 1000
+            (established - connect_ns) // 1000
             if established and not datagrams and not inbound
             else None
         ),
@@ -223,8 +227,8 @@ def record_of(
         greeting_us=exchange.greeting_us,
         turns=exchange.turns,
         prot_specific=exchange.prot_specific,
-        tcp=tcp_of(conn) if conn.end_ns and established else None,
-        duration_us=(conn.end_ns - conn.connect_ns) // 1000 if conn.end_ns else None,
+        tcp=(tcp_of(conn) if end_ns else tcp) if established else None,
+        duration_us=(end_ns - connect_ns) // 1000 if end_ns else None,
         error=error,
         lost_before=lost,
     )

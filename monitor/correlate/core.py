@@ -272,8 +272,7 @@ class Correlator:
         else:
             found = self._join(conn)
             join = None if isinstance(found, Ambiguous) else found
-        record = self._record(conn, join, opened.earlier if opened is not None else ())
-        return record._replace(tcp=tcp) if tcp is not None and conn.established_ns else record
+        return self._record(conn, join, opened.earlier if opened is not None else (), tcp)
 
     def open_host(self, key: Key) -> str | None:
         """Return the name that an open connection was looked up by, where that is settled."""
@@ -421,7 +420,13 @@ class Correlator:
         *earlier, last = sorted(held.conns, key=lambda conn: conn.end_ns)
         return self._record(last, held.join, tuple(earlier))
 
-    def _record(self, conn: ConnEvent, join: Join | None, earlier: tuple[ConnEvent, ...]) -> Record:
+    def _record(
+        self,
+        conn: ConnEvent,
+        join: Join | None,
+        earlier: tuple[ConnEvent, ...],
+        tcp: Tcp | None = None,
+    ) -> Record:
         hellos = None
         if conn.flags & (ConnFlag.TLS | ConnFlag.QUIC | ConnFlag.H2):
             key = (conn.sk, conn.connect_ns)
@@ -445,6 +450,7 @@ class Correlator:
             earlier=earlier,
             lost=conn.connect_ns <= self._lost_ns,
             plain=plain,
+            tcp=tcp,
         )
 
     def _who(self, conn: ConnEvent) -> Identity:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from conmon.heads import parse_heads
 from conmon.names import errno_name
@@ -25,8 +24,7 @@ _LIBRARIES: Final[dict[int, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
+class Exchange(NamedTuple):
     """As the record's keys of the same names; ``response_us`` is its ``txn_resp_us``."""
 
     tls: Tls | None = None
@@ -178,8 +176,7 @@ def _alert(seen: int) -> int | None:
     return ENCRYPTED_ALERT if seen == 255 else seen - 1
 
 
-@dataclass(frozen=True, slots=True)
-class _TlsView:
+class _TlsView(NamedTuple):
     """The handshake, and what it means for the rest of the record."""
 
     tls: Tls

@@ -38,6 +38,7 @@ from monitor.decode import (
     decode,
     decode_conn,
     peek_conns,
+    peek_keys,
 )
 from monitor.errors import DecodeError
 
@@ -194,6 +195,8 @@ def test_every_field_of_a_conn_event_is_read_from_its_place(compiled: Compiled) 
     for fields in peek_conns(memoryview(raw.ljust(CONN_BYTES, b"\0") * 2)):
         assert (*fields[:7], *fields[8:]) == peek
         assert fields[7].rstrip(b"\0") == event.comm
+    for keys in peek_keys(memoryview(raw.ljust(CONN_BYTES, b"\0") * 2)):
+        assert keys == (event.sk, event.cookie, event.connect_ns, event.phase)
 
 
 def test_every_field_of_a_lookup_is_read_from_its_place(compiled: Compiled) -> None:
@@ -260,7 +263,8 @@ def test_the_map_is_read_with_the_size_the_compiler_gives_it(compiled: Compiled)
 def test_enumerations_have_the_names_and_numbers_of_event_h(compiled, prefix, mirror) -> None:
     theirs = compiled.constants(prefix)
     theirs.pop("BYTES", None)
-    assert theirs == {name: int(value) for name, value in mirror.__members__.items()}
+    ours = {name: int(getattr(mirror, name)) for name in vars(mirror) if name.isupper()}
+    assert theirs == ours
 
 
 def test_counters_stand_in_the_order_of_event_h(compiled: Compiled) -> None:
