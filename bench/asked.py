@@ -22,6 +22,7 @@ _MB: Final = 1_000_000
 _PATHS: Final = {
     "ps": "/v1/processes",
     "top": "/v1/processes?since=1m",
+    "conns, the 500 it shows": "/v1/connections?limit=500",
     "conns, the first 1,000": "/v1/connections?limit=1000",
 }
 

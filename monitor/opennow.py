@@ -6,16 +6,15 @@ Every method is to be called with the daemon's lock held.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from heapq import nlargest, nsmallest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from conmon.names import plain_address
 from conmon.record import Record, Tcp
 from monitor.api.parameters import Filters
 from monitor.correlate import Clock, Correlator
-from monitor.decode import ConnPeek, decode_conn, peek_conns
+from monitor.decode import ConnPeek, decode_conn, peek_conns, peek_keys
 from monitor.kernel.kernel import Kernel
 from monitor.stats import OpenConns
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenNow", "OpenRow"]
 
+_SORTED_AT_ONCE: Final = 1024
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # Numbers of include/net/tcp_states.h, in the words that ss and sock_diag's users know.
 _TCP_STATES: Final = (
@@ -42,6 +42,33 @@ class OpenRow(NamedTuple):
     sk: int
     cookie: int
     older: OlderConn | None = None
+
+
+class _First:
+    """The oldest or newest of many, of whom not all are kept.
+
+    Args:
+        most: how many; None is all.
+    """
+
+    def __init__(self, most: int | None, *, newest: bool) -> None:
+        self.total = 0
+        self._most = most
+        self._newest = newest
+        self._kept: list[tuple[int, int, int]] = []
+
+    def add(self, some: list[tuple[int, int, int]]) -> None:
+        """Take in some, whose first member is a time."""
+        self.total += len(some)
+        self._kept += some
+        # sorting ints costs less than a heap does, where it is not done for each
+        if self._most is not None and len(self._kept) > 2 * self._most + _SORTED_AT_ONCE:
+            self._kept = self.rows()
+
+    def rows(self) -> list[tuple[int, int, int]]:
+        """Return them in order."""
+        self._kept.sort(reverse=self._newest)
+        return self._kept[: self._most]
 
 
 @dataclass(slots=True)
@@ -71,32 +98,32 @@ class OpenNow:
             newest: the newest first instead.
         """
         older = {conn.cookie: conn for conn in self._older()}
-        total = 0
-
-        def seen() -> Iterator[tuple[int, int, int]]:
-            nonlocal total
-            for batch in self.kernel.connection_batches():
-                for fields in peek_conns(batch):
-                    _, _, _, _, pid, _, uid, _, sk, cookie, connect_ns, _, phase = fields
-                    if older:
-                        older.pop(cookie, None)  # an old socket that was connected once more
-                    if phase and filters.match_process(pid, uid):
-                        total += 1
-                        yield connect_ns, sk, cookie
-
-        cut = most is not None and not filters.need_record
-        if most is None or not cut:
-            found = sorted(seen(), reverse=newest)
-        else:
-            found = (nlargest if newest else nsmallest)(most, seen())  # not all are kept
-        rows = [OpenRow(*row) for row in found]
+        cut = most if not filters.need_record else None
+        first = _First(cut, newest=newest)
+        wanted = filters.match_process
+        for batch in self.kernel.connection_batches():
+            if filters.any_process:
+                # phase 0 is being made at this moment
+                first.add([(at, sk, cookie) for sk, cookie, at, phase in peek_keys(batch) if phase])
+            else:
+                first.add(
+                    [
+                        (fields[10], fields[8], fields[9])
+                        for fields in peek_conns(batch)
+                        if fields[12] and wanted(fields[4], fields[6])
+                    ]
+                )
+            if older:
+                for _, cookie, _, _ in peek_keys(batch):
+                    older.pop(cookie, None)  # an old socket that was connected once more
+        rows = [OpenRow(*row) for row in first.rows()]
         before = [
             OpenRow(0, 0, conn.cookie, conn)
             for conn in older.values()
             if filters.match_process(conn.pid, conn.uid)
         ]
         rows = rows + before if newest else before + rows
-        return rows[:most] if cut else rows, total + len(before)
+        return rows[:cut], first.total + len(before)
 
     def live(self, rows: list[OpenRow]) -> dict[int, LiveFigures]:
         """Return what their sockets say now, for :meth:`describe`."""

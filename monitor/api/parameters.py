@@ -67,6 +67,11 @@ class Filters(NamedTuple):
         """Whether more than user and process decide."""
         return self._replace(pid=None, uid=None, uid_only=None) != Filters()
 
+    @property
+    def any_process(self) -> bool:
+        """Whether connections of every process and user may be wanted."""
+        return self.pid is None and self.uid is None and self.uid_only is None
+
     def match_process(self, pid: int | None, uid: int) -> bool:
         """Whether connections of this process and user may be wanted."""
         return (

@@ -16,6 +16,7 @@ from typing import Any, Final
 from monitor.errors import SourceError
 
 __all__ = [
+    "ElementRead",
     "MapBatch",
     "ProgramRun",
     "bpf",
@@ -186,6 +187,16 @@ def link_cgroup(program: int, cgroup: int, attach_type: int) -> int:
         raise SourceError(f"cannot attach to the cgroup: {exc.strerror}") from exc
 
 
+# The arguments of a call that is made again and again: a thousand are one answer.
+def _repeated(command: int, attributes: ctypes.Array[ctypes.c_char]) -> tuple[Any, ...]:
+    return (
+        ctypes.c_long(_SYS_BPF),
+        ctypes.c_int(command),
+        ctypes.byref(attributes),
+        ctypes.c_uint(len(attributes)),
+    )
+
+
 class ProgramRun:
     """Runs a raw tracepoint program, here and now, as often as it is called (5.10).
 
@@ -195,17 +206,13 @@ class ProgramRun:
 
     def __init__(self, program: int, context: ctypes.Array[ctypes.c_char]) -> None:
         self._context = context
-        self._attributes = _attributes(
-            "=IIIIQQIIIIQQIII4x",
-            *(program, 0, 0, 0, 0, 0, 0, 0),
-            *(len(context), 0, ctypes.addressof(context), 0, 0, 0, 0),
-        )
-        # made once: a thousand runs are one answer
-        self._arguments = (
-            ctypes.c_long(_SYS_BPF),
-            ctypes.c_int(_PROG_TEST_RUN),
-            ctypes.byref(self._attributes),
-            ctypes.c_uint(len(self._attributes)),
+        self._arguments = _repeated(
+            _PROG_TEST_RUN,
+            _attributes(
+                "=IIIIQQIIIIQQIII4x",
+                *(program, 0, 0, 0, 0, 0, 0, 0),
+                *(len(context), 0, ctypes.addressof(context), 0, 0, 0, 0),
+            ),
         )
 
     def __call__(self) -> None:
@@ -233,6 +240,40 @@ def lookup_element(map_fd: int, key: bytes, value_size: int) -> bytes | None:
             return None
         raise
     return v.raw
+
+
+class ElementRead:
+    """Reads elements of one map, a third of the cost of :func:`lookup_element` each.
+
+    Args:
+        map_fd: the map.
+        key_size, value_size: bytes, as the map was created.
+    """
+
+    def __init__(self, map_fd: int, key_size: int, value_size: int) -> None:
+        self._key = ctypes.create_string_buffer(key_size)
+        self._value = ctypes.create_string_buffer(value_size)
+        self._arguments = _repeated(
+            _MAP_LOOKUP_ELEM,
+            _attributes(
+                "=IIQQQ",
+                *(map_fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), 0),
+            ),
+        )
+
+    def __call__(self, key: bytes) -> bytes | None:
+        """Read one; None where there is none.
+
+        Raises:
+            OSError: with the kernel's errno.
+        """
+        self._key.raw = key
+        if _libc_held.syscall(*self._arguments) < 0:
+            code = ctypes.get_errno()
+            if code == errno.ENOENT:
+                return None
+            raise OSError(code, os.strerror(code))
+        return self._value.raw
 
 
 def update_element(map_fd: int, key: bytes, value: bytes) -> None:

@@ -23,6 +23,7 @@ from monitor.kernel.ring import Ring
 __all__ = ["RING_BYTES", "Kernel"]
 
 RING_BYTES: Final = 4 << 20
+_KEY: Final = struct.Struct("=Q")  # of conn_by_sk: the address of struct sock
 COOKIE_AT: Final = 80  # offsetof(struct conn_event, cookie)
 LOST_COUNTERS: Final = (
     "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "lost_dns",
@@ -89,6 +90,7 @@ class Kernel:
     ring: Ring
     cgroup: str | None
     _conns: bpf_syscall.MapBatch
+    _conn: bpf_syscall.ElementRead
     _cpus: int
     live_failed: str | None = None
     """Why sockets cannot be asked for their figures, once that is known."""
@@ -109,11 +111,12 @@ class Kernel:
             cgroup = find_cgroup2()
             ring = Ring(loaded.maps["events"], ring_pages * page)
             conns = bpf_syscall.MapBatch(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
+            conn = bpf_syscall.ElementRead(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
             attached = attach(loaded, cgroup)
         except BaseException:
             loaded.close()
             raise
-        return cls(loaded, attached, ring, cgroup, conns, _possible_cpus())
+        return cls(loaded, attached, ring, cgroup, conns, conn, _possible_cpus())
 
     def connections(self) -> Iterator[memoryview]:
         """Yield every entry of conn_by_sk, a struct conn_event each."""
@@ -158,9 +161,7 @@ class Kernel:
 
     def connection(self, sk: int) -> bytes | None:
         """Return the entry of conn_by_sk with this key; None where there is none."""
-        return bpf_syscall.lookup_element(
-            self.loaded.maps["conn_by_sk"], struct.pack("=Q", sk), CONN_BYTES
-        )
+        return self._conn(_KEY.pack(sk))
 
     def connection_by_cookie(self, cookie: int) -> bytes | None:
         """Return the entry of conn_by_sk with this socket cookie; None where there is none."""

@@ -18,7 +18,7 @@ from conmon.words import address, columns, count, duration, name, size, user
 
 __all__ = ["COMMANDS"]
 
-_CONNS_SHOWN: Final = 1000  # more than anybody reads; a program gets all
+_CONNS_SHOWN: Final = 500  # more than anybody reads; a program gets all
 _HELD: Final = 20_000  # records that end while older ones are printed
 _DEEP_ENDS: Final = {
     "time": "the time is up",
