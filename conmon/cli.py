@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -220,14 +221,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listing = commands.add_parser("conns", help="which process holds which connection (psutil)")
     listing.add_argument("--json", action="store_true", help="one connection a line")
     commands.add_parser("run", help="time every connection of a Python program")
-    given = parser.parse_args(words)
     try:
-        return probe(given) if given.command == "probe" else conns(given)
+        try:
+            given = parser.parse_args(words)
+            return probe(given) if given.command == "probe" else conns(given)
+        finally:
+            sys.stdout.flush()  # of --help too, which ends in there
     except ConmonError as exc:
         print(f"conmon: {exc}", file=sys.stderr)
         return EXIT_FAILED
+    except BrokenPipeError:
+        _let_go()
+        return EXIT_OK  # the reader has seen enough
+    except OSError as exc:
+        _let_go()
+        print(f"conmon: cannot go on: {exc.strerror or exc}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+# What Python still holds for stdout has nowhere to go, and would be a traceback at the end.
+def _let_go() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _usage(sentence: str) -> int:

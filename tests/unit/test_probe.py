@@ -282,6 +282,21 @@ def test_the_command(serve, capsys, tmp_path):
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize("words", ["--help", "probe tcp://127.0.0.1:1"])
+def test_output_that_nobody_takes_is_no_traceback(words):
+    command = [sys.executable, "-m", "conmon", *words.split()]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+                              text=True, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "conmon: cannot go on: No space left on device\n"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 0
+
+
 def test_connect_and_take(serve, authority):
     ca, trusted, _ = authority
     port = serve(silent, trusted.context())
