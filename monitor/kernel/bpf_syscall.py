@@ -226,24 +226,8 @@ class ProgramRun:
             raise OSError(code, os.strerror(code))
 
 
-def lookup_element(map_fd: int, key: bytes, value_size: int) -> bytes | None:
-    """Read one element; None where there is none."""
-    k = ctypes.create_string_buffer(key, len(key))
-    v = ctypes.create_string_buffer(value_size)
-    try:
-        bpf(
-            _MAP_LOOKUP_ELEM,
-            _attributes("=IIQQQ", map_fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0),
-        )
-    except OSError as exc:
-        if exc.errno == errno.ENOENT:
-            return None
-        raise
-    return v.raw
-
-
 class ElementRead:
-    """Reads elements of one map, a third of the cost of :func:`lookup_element` each.
+    """Reads elements of one map, again and again.
 
     Args:
         map_fd: the map.
@@ -274,6 +258,12 @@ class ElementRead:
                 return None
             raise OSError(code, os.strerror(code))
         return self._value.raw
+
+
+def lookup_element(map_fd: int, key: bytes, value_size: int) -> bytes | None:
+    """Read one element; None where there is none. For many of a map :class:`ElementRead` takes a
+    third of the time."""
+    return ElementRead(map_fd, len(key), value_size)(key)
 
 
 def update_element(map_fd: int, key: bytes, value: bytes) -> None:
