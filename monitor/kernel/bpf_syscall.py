@@ -227,7 +227,7 @@ class ProgramRun:
 
 
 class ElementRead:
-    """Reads elements of one map, again and again.
+    """Reads elements of one map, again and again, for one caller at a time.
 
     Args:
         map_fd: the map.
