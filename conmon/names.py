@@ -21,6 +21,7 @@ __all__ = [
     "dns_disposition",
     "eai_name",
     "errno_name",
+    "fold_host",
     "plain_address",
 ]
 
@@ -135,6 +136,11 @@ def plain_address(address: str) -> str:
     if address.startswith("::ffff:") and "." in address:
         return address[7:]
     return address
+
+
+def fold_host(host: str) -> str:
+    """Return a host's name as DNS compares it: in lower case, without the last dot."""
+    return host.lower().rstrip(".") or host
 
 
 def errno_name(number: int) -> str:

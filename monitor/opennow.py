@@ -172,9 +172,8 @@ class OpenNow:
         open_host = self.core.open_host
         older = {conn.cookie: conn for conn in self._older()}
         for batch in self.kernel.connection_batches():
-            seen = [
-                fields for fields in peek_conns(batch) if fields[11]
-            ]  # else being made at this moment
+            # phase 0 is being made at this moment
+            seen = [fields for fields in peek_conns(batch) if fields[12]]
             live = self.kernel.live_bytes([(fields[8], fields[9]) for fields in seen])
             live += [(0, 0)] * (len(seen) - len(live))
             for fields, (sent, received) in zip(seen, live, strict=True):

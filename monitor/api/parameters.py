@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
+from conmon.names import fold_host
 from conmon.record import Record
 from monitor.errors import MonitorError
 
@@ -56,6 +57,7 @@ class Filters(NamedTuple):
     """The id or the beginning of it."""
     uid: int | None = None
     host: str | None = None
+    """As :func:`conmon.names.fold_host` makes it."""
     failed: bool = False
     slow_us: int | None = None
     """A phase that took at least so long."""
@@ -92,7 +94,7 @@ class Filters(NamedTuple):
                 or (record.container is not None and record.container.startswith(self.container))
             )
             and (self.uid is None or record.uid == self.uid)
-            and (self.host is None or record.host == self.host)
+            and (self.host is None or _is_host(self.host, record.host))
             and (not self.failed or record.state == "failed")
             and (self.slow_us is None or slowest_us(record) >= self.slow_us)
         )
@@ -104,6 +106,10 @@ def slowest_us(record: Record) -> int:
         record.dns_us, record.sockconn_us, record.tls_us, record.txn_resp_us, record.greeting_us,
     )  # fmt: skip
     return max((us for us in phases if us is not None), default=-1)
+
+
+def _is_host(wanted: str, host: str | None) -> bool:
+    return host is not None and fold_host(host) == wanted
 
 
 def _unit_matches(wanted: str, unit: str | None) -> bool:
@@ -155,7 +161,7 @@ def parse_filters(given: Mapping[str, str], others: tuple[str, ...] = ()) -> Fil
         unit=given.get("unit"),
         container=given.get("container"),
         uid=_number("uid", given.get("uid"), 0xFFFF_FFFF),
-        host=_host(given.get("host")),
+        host=fold_host(given["host"]) if "host" in given else None,
         failed=flag(given, "failed"),
         slow_us=duration_ns("slow", given["slow"]) // 1000 if "slow" in given else None,
     )
@@ -232,10 +238,6 @@ def flag(given: Mapping[str, str], name: str) -> bool:
     if text not in ("0", "1", "true", "false", ""):
         raise ParameterError(f"{name} must be 1 or 0")
     return text not in ("0", "false")
-
-
-def _host(text: str | None) -> str | None:
-    return None if text is None else text.rstrip(".").lower() or text
 
 
 def _number(name: str, text: str | None, most: int) -> int | None:

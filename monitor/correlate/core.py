@@ -275,11 +275,12 @@ class Correlator:
         return self._record(conn, join, opened.earlier if opened is not None else (), tcp)
 
     def open_host(self, key: Key) -> str | None:
-        """Return the name that an open connection was looked up by, where that is settled."""
+        """Return the name that an open connection was looked up by, as DNS compares it, where that
+        is settled."""
         opened = self._open.get(key)
         if opened is None or opened.join is None:
             return None
-        return opened.join.lookup.name
+        return opened.join.lookup.folded
 
     def finish(self) -> list[Record]:
         """Settle everything that waits, because the monitor ends."""

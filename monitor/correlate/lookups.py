@@ -64,6 +64,7 @@ TWINS_AMONG: Final = 32  # lookups of a process, the newest
 # Some programs have another process look names up for them: lynx and lftp a child for each, Erlang
 # a grandchild. What it found is connected to at once.
 HELPER_NS: Final = 2_000_000_000
+HELPED_LATE_NS: Final = 10_000_000_000  # a connection may be told of so long after its begin
 PER_HELPED: Final = 32  # lookups kept by others for one process ...
 MAX_HELPED: Final = 2048  # ... and for so many processes
 
@@ -260,14 +261,23 @@ class LookupTable:
             helped = self._helped.get(pid)
             if helped is None:
                 helped = self._helped[pid] = deque(maxlen=PER_HELPED)
-                if len(self._helped) > MAX_HELPED:
-                    self._helped.popitem(last=False)
+            else:
+                self._helped.move_to_end(pid)
             helped.append(lookup)
+        self._forget_helped(lookup.end_ns - HELPER_NS - HELPED_LATE_NS)
         while self._count > self._total:
             _, oldest = self._processes.popitem(last=False)
             self._count -= len(oldest.lookups)
             self._evicted_ns = max(self._evicted_ns, *(x.end_ns for x in oldest.lookups))
         return lookup
+
+    # Most processes end within seconds, and what they asked for is of use to a relative no longer.
+    def _forget_helped(self, before_ns: int) -> None:
+        while self._helped:
+            pid, helped = next(iter(self._helped.items()))
+            if len(self._helped) <= MAX_HELPED and helped[-1].end_ns >= before_ns:
+                return
+            del self._helped[pid]
 
     def has_twin(self, lookup: Lookup) -> bool:
         """Whether the same name's other family, asked for at the same time, was found."""

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from conmon.names import fold_host
 from conmon.record import Record
 from monitor.api.parameters import slowest_us
 from monitor.errors import SourceError
@@ -149,7 +150,8 @@ class History:
             return
         row = (
             time.time_ns() // 1000, record.id, record.pid, record.uid, _storable(record.comm),
-            _storable(record.unit), record.container, _storable(record.host),
+            _storable(record.unit), record.container,
+            None if record.host is None else _storable(fold_host(record.host)),
             record.state == "failed", slowest_us(record),
         )  # fmt: skip
         self._queue.append((row, body))

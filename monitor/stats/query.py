@@ -69,8 +69,9 @@ class StatsQuery:
 
     @property
     def filters_who(self) -> bool:
-        """Whether some are left out, so that what is summed up as "other" says nothing."""
-        chosen = (self.pid, self.comm, self.unit, self.container, self.uid, self.host)
+        """Whether some are left out for more than their user, so that what is summed up as "other"
+        says nothing."""
+        chosen = (self.pid, self.comm, self.unit, self.container, self.host)
         return any(value is not None for value in chosen)
 
     def wants(self, who: Who | OpenConns) -> bool:

@@ -1,6 +1,7 @@
 """Connections counted per process and host, over windows of time, within bounds.
 
-Theory of operation. A leaf is one process speaking to one host. A record is counted in its leaf's
+Theory of operation. A leaf is one process speaking to one host: as one user, by one name and in one
+unit, for a process may become another's and another program. A record is counted in its leaf's
 tally of the current slice of time and nowhere else. When a slice ends it is merged into the
 leaves' totals since the start, and kept:
 
@@ -14,8 +15,9 @@ total       everything   since the daemon started, per leaf
 
 A question about the time since T adds up the slices since T; about longer than an hour ago, or
 about everything, the totals and the current slice. The least recently active leaves give way when
-there are too many: what the totals and the slices hold of them becomes part of "other", of their
-own user, so that no slice knows more leaves than there are now. What an ended slice holds of a
+there are too many: what the totals and the slices hold of them becomes part of their process's
+leaf for all hosts, where the process has others, and else of "other", of their own user, so that no
+slice knows more leaves than there are now. What an ended slice holds of a
 leaf is never changed, only replaced: it can be added up while records come in.
 """
 
@@ -26,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final
 
+from conmon.names import fold_host
 from conmon.record import Record
 from monitor.stats.query import OpenConns, StatsAnswer, StatsQuery, Who, text_of
 from monitor.stats.tally import PHASES, Tally
@@ -36,12 +39,15 @@ FINE_NS: Final = 10_000_000_000
 FINE_FOR_NS: Final = 300_000_000_000
 COARSE_NS: Final = 300_000_000_000
 COARSE_FOR_NS: Final = 3_900_000_000_000
-_LONGEST_NS: Final = COARSE_FOR_NS - COARSE_NS  # whose first coarse slice is still whole
+_LONGEST_NS: Final = COARSE_FOR_NS  # so old is the end of the last coarse slice that is kept
 MAX_HOSTS_OF_ONE: Final = 64
+MAX_SPARED: Final = 8
 MAX_UIDS: Final = 1000  # whose "other" is told apart
 MAX_UIDS_OF_SLICE: Final = 250  # likewise, in each of some 45 slices
 
 _ProcessKey = tuple[int | None, int | None]
+_LeafKey = tuple[_ProcessKey, str | None, int | None, str | None, str | None, str | None]
+"""Process, host, uid, comm, unit, container."""
 
 
 class _Leaf:
@@ -49,7 +55,7 @@ class _Leaf:
 
     __slots__ = ("key", "since_ns", "total", "who")
 
-    def __init__(self, key: tuple[_ProcessKey, str | None], who: Who, since_ns: int) -> None:
+    def __init__(self, key: _LeafKey, who: Who, since_ns: int) -> None:
         self.key = key
         self.who = who
         self.since_ns = since_ns  # the beginning of the first slice that may know it
@@ -91,7 +97,7 @@ class Stats:
         self.max_hosts = max_hosts
         self.folded = 0
         """Leaves that became part of "other"."""
-        self._leaves: OrderedDict[tuple[_ProcessKey, str | None], _Leaf] = OrderedDict()
+        self._leaves: OrderedDict[_LeafKey, _Leaf] = OrderedDict()
         self._of_process: Counter[_ProcessKey] = Counter()
         self._of_host: Counter[str] = Counter()
         self._other: dict[int | None, Tally] = {}
@@ -127,36 +133,37 @@ class Stats:
 
     def _leaf(self, record: Record, start_ns: int | None) -> _Leaf:
         process = (record.pid, start_ns)
-        host = record.host
-        key = (process, host)
+        host = record.host if record.host is None else fold_host(record.host)
+        who = (record.uid, record.comm, record.unit, record.container)
+        key = (process, host, *who)
         leaf = self._leaves.get(key)
         if leaf is not None:
             self._leaves.move_to_end(key)
             return leaf
-        folded = False
         if host is not None and self._of_process[process] >= MAX_HOSTS_OF_ONE:
-            # a crawler's: told apart as one process's, but not by host
-            key, host, folded = (process, "*"), None, True
-            leaf = self._leaves.get(key)
-            if leaf is not None:
-                self.folded += 1
-                return leaf
+            self.folded += 1
+            return self._crawler((process, "*", *who), record, start_ns)
         self._make_room(process, host)
-        leaf = _Leaf(
-            key,
-            Who(
-                record.pid, start_ns, record.comm, record.exe, record.unit, record.container,
-                record.uid, host, folded,
-            ),
-            self._current.begin_ns,
-        )  # fmt: skip
-        self._leaves[key] = leaf
-        self._of_process[process] += 1
-        if host is not None:
-            self._of_host[host] += 1
+        return self._begin(key, _who(record, start_ns, host))
+
+    # A crawler's: told apart as one process's, but not by host.
+    def _crawler(self, key: _LeafKey, record: Record, start_ns: int | None) -> _Leaf:
+        leaf = self._leaves.get(key)
+        if leaf is None:
+            self._make_room(key[0], None)
+            return self._begin(key, _who(record, start_ns, None, folded=True))
+        self._leaves.move_to_end(key)
+        return leaf
+
+    def _begin(self, key: _LeafKey, who: Who) -> _Leaf:
+        leaf = self._leaves[key] = _Leaf(key, who, self._current.begin_ns)
+        self._of_process[key[0]] += 1
+        if who.host is not None:
+            self._of_host[who.host] += 1
         return leaf
 
     def _make_room(self, process: _ProcessKey, host: str | None) -> None:
+        spared = 0
         while self._leaves and (
             (process not in self._of_process and len(self._of_process) >= self.max_processes)
             or (
@@ -166,20 +173,39 @@ class Stats:
             )
             or len(self._leaves) >= self.max_processes + self.max_hosts
         ):
-            _, leaf = self._leaves.popitem(last=False)
+            key, leaf = self._leaves.popitem(last=False)
+            if leaf.who.folded and self._of_process[key[0]] > 1 and spared < MAX_SPARED:
+                self._leaves[key] = leaf  # its process was active with another
+                spared += 1
+                continue
             self.folded += 1
             _discount(self._of_process, leaf.key[0])
             if leaf.who.host is not None:
                 _discount(self._of_host, leaf.who.host)
+            if leaf.who.host is not None and self._of_process[leaf.key[0]]:
+                self._fold_into_process(leaf)
+                continue
             _of_uid(self._other, leaf.who.uid, MAX_UIDS).merge(leaf.total)
-            self._fold(leaf)
+            for piece in self._slices_since(leaf.since_ns):
+                tally = piece.tallies.pop(leaf, None)
+                if tally is not None:
+                    piece.fold(leaf.who.uid, tally)
 
-    def _fold(self, leaf: _Leaf) -> None:
-        """Let no slice tell a leaf apart any more. The current slice's goes where its others go."""
+    # Its process is more active than this: only the host is no longer told apart.
+    def _fold_into_process(self, leaf: _Leaf) -> None:
+        process, _, uid, comm, unit, container = leaf.key
+        key = (process, "*", uid, comm, unit, container)
+        into = self._leaves.get(key)
+        if into is None:
+            into = self._begin(key, leaf.who._replace(host=None, folded=True))
+        into.since_ns = min(into.since_ns, leaf.since_ns)
+        into.total.merge(leaf.total)
+        into.total.compact()
         for piece in self._slices_since(leaf.since_ns):
             tally = piece.tallies.pop(leaf, None)
             if tally is not None:
-                piece.fold(leaf.who.uid, tally)
+                known = piece.tallies.get(into)
+                piece.tallies[into] = tally if known is None else _sum(known, tally)
 
     def _slices_since(self, since_ns: int) -> Iterator[_Slice]:
         """Yield, newest first, the slices that end after a moment."""
@@ -256,7 +282,7 @@ class Stats:
         found.add_open(open_now, 1 if query.since_ns is None else since_ns)
         if not query.filters_who:
             for uid, tally in others:
-                if query.uid_only is None or uid == query.uid_only:
+                if all(wanted in (None, uid) for wanted in (query.uid_only, query.uid)):
                     found.other.tally.merge(tally)
         return found
 
@@ -309,6 +335,9 @@ class Collected:
             row = rows.get(key)
             if row is None:
                 row = rows[key] = _Row(who)
+            elif leaf.since_ns >= row.since_ns:
+                row.who = who  # what the process is now
+            row.since_ns = max(row.since_ns, leaf.since_ns)
             row.tally.merge(tally)
             row.processes.add((who.pid, who.process_start_ns))
 
@@ -346,10 +375,11 @@ class Collected:
 
 
 class _Row:
-    __slots__ = ("open", "opened", "processes", "received", "sent", "tally", "who")
+    __slots__ = ("open", "opened", "processes", "received", "sent", "since_ns", "tally", "who")
 
     def __init__(self, who: Who | OpenConns | None) -> None:
         self.who = who
+        self.since_ns = 0
         self.tally = Tally()
         self.processes: set[tuple[int | None, int | None]] = set()
         self.open = 0
@@ -413,6 +443,13 @@ def _row_dict(row: _Row, by: str | None) -> dict[str, Any]:
         "bytes_received": tally.bytes_received + row.received,
         **tally.latencies(),
     }
+
+
+def _who(record: Record, start_ns: int | None, host: str | None, *, folded: bool = False) -> Who:
+    return Who(
+        record.pid, start_ns, record.comm, record.exe, record.unit, record.container, record.uid,
+        host, folded,
+    )  # fmt: skip
 
 
 def _sum(one: Tally, other: Tally) -> Tally:

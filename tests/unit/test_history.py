@@ -69,6 +69,7 @@ def test_every_record_comes_back_newest_first_page_by_page(history):
         ({"pid": 11}, {11}),
         ({"comm": "c3", "uid": 0}, {3, 18}),
         ({"host": "h6.example"}, {6, 13, 20}),
+        ({"host": "typed.example"}, {7, 8}),
         ({"uid_only": 1, "uid": 2}, set()),
         ({"failed": True}, {4}),
         ({"slow_us": 5000}, {9}),
@@ -84,6 +85,7 @@ def test_filters(history, query, wanted):
     records[9] = record(9, tls_us=5000)
     records[2] = record(2, unit="ssh.service")
     records[5] = record(5, container="abcdef")
+    records[7], records[8] = record(7, host="Typed.example"), record(8, host="typed.EXAMPLE.")
     add(history, records)
     assert set(ids(history.query(HistoryQuery(**query)))) == {f"aaaaaaaa-{n:x}" for n in wanted}
 

@@ -78,3 +78,20 @@ def test_what_only_the_record_decides_is_left_to_the_caller(begun):
     entries = [entry(place, at) for place, at in enumerate(begun)]
     rows, total = open_now(entries, {}).rows(Filters(host="one.example"), 10)
     assert len(rows) == total == COUNT
+
+
+def test_statistics_count_what_is_still_connecting(begun):
+    connecting, being_made, established = 2, 0, 3
+    entries = [
+        entry(place, begun[place], phase=phase)
+        for place, phase in enumerate((connecting, being_made, established))
+    ]
+    opened = open_now(entries, {})
+    opened.kernel.live_bytes = lambda sockets: [(1, 2)] * len(sockets)
+    opened.core = SimpleNamespace(open_host=lambda key: None)  # type: ignore[assignment]
+    opened.clock = SimpleNamespace(offset_ns=0)  # type: ignore[assignment]
+    who = SimpleNamespace(comm="c", exe=None, unit=None, container=None)
+    opened.identities = SimpleNamespace(identify=lambda **_: who)  # type: ignore[assignment]
+    groups = opened.groups()
+    assert sum(len(group.began_ns) for group in groups) == 2
+    assert sum(group.received for group in groups) == 4

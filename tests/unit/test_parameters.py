@@ -84,6 +84,11 @@ def test_filters_choose_records():
     for query in bad:
         assert not parse_filters(parse_query(query)).match(record), query
     assert not parse_filters({})._replace(uid_only=3).match(record)
+    typed = record._replace(host="Api.Example.")
+    for host in ("api.example", "API.example", "Api.Example."):
+        assert parse_filters({"host": host}).match(typed)
+    assert not parse_filters({"host": "example"}).match(typed)
+    assert not parse_filters({"host": "none"}).match(record._replace(host=None))
 
 
 class Nothing:

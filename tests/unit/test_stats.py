@@ -76,6 +76,66 @@ def test_windows_hold_what_ended_in_them():
     assert (whole.rows[0]["opened"], whole.since_ns) == (120, NOW)
 
 
+def test_an_hour_is_a_window_though_the_question_takes_a_moment():
+    stats = Stats(started_ns=NOW)
+    for minute in range(9 * 60):
+        stats.add(record(1), 1, NOW + minute * 60 * SECOND)
+    now = NOW + 9 * 3600 * SECOND
+    for minutes in (60, 64):
+        asked = StatsQuery(since_ns=now - minutes * 60 * SECOND)
+        answer = stats.processes(asked, [], now + 50_000)
+        assert minutes <= answer.rows[0]["opened"] <= minutes + 5
+        assert answer.since_ns > now - 70 * 60 * SECOND
+
+
+def test_a_process_that_becomes_another_s_is_counted_for_both():
+    stats = Stats(started_ns=NOW)
+    who = {"pid": 7, "host": None}
+    stats.add(record(**who, uid=65534, comm="sh", unit="a.service"), 1, NOW)
+    for second in (11, 12):
+        stats.add(record(**who, uid=0, comm="app", unit="b.service"), 1, NOW + second * SECOND)
+    now = NOW + 13 * SECOND
+
+    def opened(**asked):
+        return [row["opened"] for row in stats.processes(StatsQuery(**asked), [], now).rows]
+
+    assert opened(uid_only=65534) == opened(uid=65534) == opened(comm="sh") == [1]
+    assert opened(uid=0) == opened(comm="app") == opened(unit="b") == [2]
+    (row,) = stats.processes(StatsQuery(pid=7), [], now).rows
+    assert (row["opened"], row["comm"], row["uid"]) == (3, "app", 0)
+    assert stats.process_count == 1
+
+
+def test_spellings_of_a_host_are_one_host():
+    stats = Stats(started_ns=NOW)
+    for host in ("Api.Example", "api.example.", "api.example"):
+        stats.add(record(1, host=host), 1, NOW)
+    (row,) = stats.processes(StatsQuery(by="host", host="api.example"), [], NOW).rows
+    assert (row["host"], row["opened"]) == ("api.example", 3)
+
+
+def test_a_busy_crawler_does_not_give_way_to_the_idle():
+    stats = Stats(started_ns=NOW, max_processes=50, max_hosts=200)
+    for number in range(1000):
+        now = NOW + number * SECOND
+        stats.add(record(1, host=f"h{number}"), 1, now)
+        stats.add(record(1000 + number), 1, now)
+    answer = stats.processes(StatsQuery(pid=1), [], now)
+    assert answer.rows[0]["opened"] == 1000
+    windowed = stats.processes(StatsQuery(pid=1, since_ns=now - 200 * SECOND), [], now)
+    assert 200 <= windowed.rows[0]["opened"] <= 220
+
+
+def test_what_is_not_told_apart_is_told_of_one_user():
+    stats = Stats(started_ns=NOW, max_processes=5)
+    for pid in range(100):
+        stats.add(record(pid), 1, NOW)
+    for asked in (StatsQuery(uid=1), StatsQuery(uid_only=1), StatsQuery(uid=1, uid_only=1)):
+        assert counted(stats.processes(asked, [], NOW)) == 50
+    assert stats.processes(StatsQuery(uid=0, uid_only=1), [], NOW).other is None
+    assert stats.processes(StatsQuery(uid=1, comm="c1"), [], NOW).other is None
+
+
 def test_open_connections_and_failures_are_counted():
     stats = Stats(started_ns=NOW)
     stats.add(record(7, state="failed", error="ECONNREFUSED", sockconn_us=None), 1, NOW)

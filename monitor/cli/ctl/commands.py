@@ -7,6 +7,7 @@ import json
 import queue
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -19,6 +20,7 @@ from conmon.words import address, columns, count, duration, name, size, user
 __all__ = ["COMMANDS"]
 
 _CONNS_SHOWN: Final = 500  # more than anybody reads; a program gets all
+_WINDOW_STEP_NS: Final = 301_000_000_000
 _HELD: Final = 20_000  # records that end while older ones are printed
 _DEEP_ENDS: Final = {
     "time": "the time is up",
@@ -60,7 +62,17 @@ def ps(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
         print(f"{hidden} more rows; --limit 0 shows all", file=sys.stderr)
     if answer["lost"]:
         print(f"{answer['lost']} events were lost: these counts are too low", file=sys.stderr)
+    if given.since is not None and _begins_earlier(answer["since"], given.since):
+        print(f"counted since {answer['since']}: windows go back an hour", file=sys.stderr)
     return 0
+
+
+# By more than the steps that windows are kept in.
+def _begins_earlier(since: str, asked: str) -> bool:
+    from monitor.api.parameters import moment_ns
+
+    now_ns = time.time_ns()
+    return moment_ns("since", since, now_ns) < moment_ns("since", asked, now_ns) - _WINDOW_STEP_NS
 
 
 def _ps_row(row: dict[str, Any], by: str) -> list[str]:
