@@ -22,7 +22,7 @@ open connections keep their lookups. ``now_ns`` is CLOCK_MONOTONIC throughout.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -62,6 +62,8 @@ __all__ = ["Correlator", "Key", "Lost"]
 HOLD_NS: Final = 400_000_000
 # After a process ended nothing follows; its last packets may still be under way.
 EXIT_HOLD_NS: Final = 20_000_000
+# ... and what is left open is told of in a snapshot, which comes within a second or two.
+FORGET_NS: Final = 10_000_000_000
 MAX_HELD: Final = 16_384  # connections and lookups put off at one time; past it they are settled
 MAX_OPEN: Final = 131_072
 DEFERRED_HOLD_NS: Final = 50_000_000
@@ -136,6 +138,8 @@ class Correlator:
         self._parents: OrderedDict[int, int] = OrderedDict()
         self._lost_ns = 0
         self._lookup_since_snapshot = False
+        self._ended: deque[tuple[tuple[int, int], int]] = deque()
+        """Processes that have looked up names and ended, and when."""
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -562,8 +566,16 @@ class Correlator:
         return records
 
     def _process_ended(self, event: ExitEvent) -> None:
+        process = event.pid, event.start_ns
         self._parents.pop(event.pid, None)
-        self._dns.process_ended((event.pid, event.start_ns), event.ts_ns)
+        self._dns.process_ended(process, event.ts_ns)
+        if process in self._lookups or process in self._dns:
+            self._lookup_since_snapshot = True  # for what it leaves open
+            self._ended.append((process, event.ts_ns))
+        while self._ended and event.ts_ns - self._ended[0][1] > FORGET_NS:
+            ended, at_ns = self._ended.popleft()
+            self._lookups.forget(ended, at_ns)
+            self._dns.forget(ended, at_ns)
         deadline = event.ts_ns + EXIT_HOLD_NS
         for group, held in self._held.items():
             if group[0] == event.pid and group[1] == event.start_ns:

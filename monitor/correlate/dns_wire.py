@@ -340,6 +340,16 @@ class DnsTable:
                 self._deadline_ns = None
                 undecided.last_ns = min(undecided.last_ns, now_ns - GIVE_UP_NS)
 
+    def forget(self, process: _Process, ended_ns: int) -> None:
+        """Drop what a process was answered that ended, unless others of its threads went on."""
+        answers = self._answered.get(process)
+        if answers is None or answers[-1].answered_ns > ended_ns:
+            return
+        del self._answered[process]
+        self._evicted.pop(process, None)
+        self._count -= len(answers)
+        self._bytes -= sum(x.size for x in answers)
+
     # -- names of connections -----------------------------------------------------------------
 
     def lookup(self, conn: ConnEvent, sni: Callable[[], str | None]) -> Lookup | None:

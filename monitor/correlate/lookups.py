@@ -290,11 +290,13 @@ class LookupTable:
             if x.folded == lookup.folded
         )
 
-    def forget(self, pid: int, start_ns: int) -> None:
-        """Drop what a process asked for."""
-        process = self._processes.pop((pid, start_ns), None)
-        if process is not None:
-            self._count -= len(process.lookups)
+    def forget(self, process: tuple[int, int], ended_ns: int) -> None:
+        """Drop what a process asked for that ended, unless others of its threads went on."""
+        known = self._processes.get(process)
+        if known is None or known.lookups[-1].end_ns > ended_ns:
+            return
+        del self._processes[process]
+        self._count -= len(known.lookups)
 
     def __contains__(self, process: tuple[int, int]) -> bool:
         return process in self._processes

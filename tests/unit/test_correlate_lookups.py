@@ -18,6 +18,7 @@ from tests.unit.events import (
     hello,
     lookup,
     only,
+    process_exit,
 )
 
 A, B, V6 = "192.0.2.1", "192.0.2.2", "2001:db8::1"
@@ -395,7 +396,7 @@ def test_one_process_keeps_its_newest_names() -> None:
     names = [kept.name for kept in table.of(4711, 99)]
     assert len(table) == len(names) == PER_PROCESS
     assert names[0] == f"{3 * PER_PROCESS - 1}.example"
-    table.forget(4711, 99)
+    table.forget((4711, 99), at(10_000))
     assert len(table) == 0 and (4711, 99) not in table
 
 
@@ -496,3 +497,31 @@ def test_what_a_child_looked_up_and_used_itself_was_not_for_its_parent() -> None
 
 def child_of(parent: int, pid: int) -> Task:
     return Task(START_NS, 9, 7, 8, pid, pid, parent, 1000, 4026531840, b"helper")
+
+
+def test_what_processes_looked_up_that_ended_is_forgotten(world: World) -> None:
+    for number in range(300):
+        ms, pid = 100.0 * number, 1000 + number
+        world.feed(lookup(ms, f"n{number}.example", A, pid=pid, start_ns=number))
+        world.feed(process_exit(ms + 50, pid, number))
+    assert 90 < len(world.core._lookups) < 110
+    assert len(world.core._ended) == len(world.core._lookups)
+
+
+def test_a_connection_that_outlives_its_process_keeps_its_name(world: World) -> None:
+    left = conn(10, A)
+    world.feed(lookup(0, "one.example", A))
+    world.snapshot(1000)
+    world.feed(process_exit(2000))
+    assert world.core.wants_snapshot()
+    world.snapshot(3000, left)
+    world.feed(process_exit(60_000, PID + 1))
+    assert (PID, START_NS) not in world.core._lookups
+    assert only(world.feed(ended(left, 60_100))).host == "one.example"
+
+
+def test_other_threads_may_go_on_when_the_first_has_ended(world: World) -> None:
+    world.feed(lookup(0, "other.example", B), process_exit(100))
+    world.feed(lookup(5000, "one.example", A, tid=PID + 1))
+    world.feed(process_exit(60_000, PID + 1))
+    assert only(world.feed(conn(60_001, A, tid=PID + 1, end=60_100))).host == "one.example"

@@ -455,3 +455,17 @@ def test_a_literal_given_to_getaddrinfo_is_the_name_that_dns_gave_it_for():
     assert only(world.feed(ended(conn(30, A), 100))).host == "one.example"
     late = only(world.feed(ended(conn(5_000, A, sk=9), 5_100)))
     assert (late.host, late.dns_source) == (None, "literal")
+
+
+def test_what_a_process_was_answered_is_forgotten_after_its_end():
+    world = World()
+    left = conn(30, A)
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20))
+    world.snapshot(1000)
+    world.feed(process_exit(2000))
+    assert world.core.wants_snapshot()
+    world.snapshot(3000, left)
+    world.feed(process_exit(60_000, PID + 1))
+    assert (PID, START_NS) not in world.core._dns
+    assert (world.core._dns._count, world.core._dns._bytes) == (0, 0)
+    assert only(world.feed(ended(left, 60_100))).host == "one.example"
