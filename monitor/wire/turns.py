@@ -43,6 +43,8 @@ _TICKET_USUAL = 1000
 # OpenSSL's tickets are encrypted in blocks, and what is in them varies by a byte or two: of two
 # tickets one may be a block longer.
 _TICKET_BLOCK = 16
+# What an acknowledgement is put off by at most.
+_DELAYED_ACK_US = 250_000
 # How much longer than the ticket itself its message is: type and length 4, lifetime 4, age 4,
 # nonce 1 to 33, ticket length 2, extensions 2 to 10.
 _TICKET_FRAMING = range(17, 61)
@@ -309,9 +311,14 @@ def _tickets(
     large = length > _TICKET_USUAL and not (after.certificate or known)
     if begin and large and (run > 1 or not after.rx_may_pad):
         return set()  # Java's is large, too, and its servers send their flight in one record
+    # Tickets that came unasked: a server without TCP_NODELAY holds the second back until the first
+    # is acknowledged, which a client with nothing to say puts off.
+    latest = limit
+    if begin == 0 and at <= limit:
+        latest = max(limit, at + _DELAYED_ACK_US + after.trip_us)
     if run > 1:
         # Equal lengths and then something else, or in time for tickets.
-        if begin + run < end or data[begin + run - 1][0] <= limit:
+        if begin + run < end or data[begin + run - 1][0] <= latest:
             return set(range(begin, begin + run))
         return set()
     if at > limit or (h2_possible and _holds(_SETTINGS, length, after)):
@@ -319,7 +326,7 @@ def _tickets(
     if (
         begin + (2 if begin else 1) < end
         and abs(data[begin + 1][1] - length) == _TICKET_BLOCK
-        and data[begin + 1][0] <= limit
+        and data[begin + 1][0] <= latest
     ):
         return {begin, begin + 1}  # and the answer after them, if they were not unasked
     if begin == 0:

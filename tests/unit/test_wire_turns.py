@@ -273,3 +273,16 @@ def test_later_streams_of_http2_are_turns(program):
     assert wire.h2_guess
     assert wire.turn_count == count
     assert abs(wire.turn_sum_us / 1000 - total_ms) < 12, wire
+
+
+@pytest.mark.parametrize("tickets", [(250, 250), (250, 266)])
+def test_a_ticket_that_waits_for_a_delayed_acknowledgement_is_no_greeting(tickets):
+    """A server without TCP_NODELAY, a client that says nothing yet."""
+    first, second = tickets
+    log = [*START, rx(61, first), rx(261, second), tx(5000, 200), rx(5100, 500)]
+    wire = judge(log)
+    assert (wire.tickets, wire.greeting_us) == (2, None)
+    assert (wire.request_us, wire.response_us, wire.turn_count) == (5_000_000, 5_100_000, 1)
+    # the first in time, the second not: a server that speaks
+    wire = judge([*START, rx(61, first), rx(461, second), tx(5000, 200), rx(5100, 500)])
+    assert wire.greeting_us is not None
