@@ -45,6 +45,8 @@ _TICKET_USUAL = 1000
 _TICKET_BLOCK = 16
 # What an acknowledgement is put off by at most.
 _DELAYED_ACK_US = 250_000
+# A record this long is part of something longer.
+_FULL_RECORD = 16384
 # How much longer than the ticket itself its message is: type and length 4, lifetime 4, age 4,
 # nonce 1 to 33, ticket length 2, extensions 2 to 10.
 _TICKET_FRAMING = range(17, 61)
@@ -329,6 +331,15 @@ def _tickets(
         and data[begin + 1][0] <= latest
     ):
         return {begin, begin + 1}  # and the answer after them, if they were not unasked
+    if begin and useful and _is_body(data, begin, end):
+        # The body goes on as if nothing had been said: that was no answer. Its twin may have been
+        # overtaken by more of the body.
+        twin = end
+        while twin < len(data) and not data[twin][3]:
+            twin += 1
+        if twin < len(data) and data[twin][1] == length and data[twin][0] <= limit:
+            return {begin, twin}
+        return {begin}
     if begin == 0:
         # Came unasked. Its twin may have been overtaken by the request.
         found = {0}
@@ -342,6 +353,20 @@ def _tickets(
                 found.add(twin)
         return found if useful or len(found) > 1 else set()
     return {begin} if useful and (known or end - begin > 1) else set()
+
+
+# Whether what is sent after the flight data[begin:end] goes on with what was sent before it: a full
+# record, which no request begins with that has a head of its own, or a large one after a request
+# of several records that had such a one. A request of one record, however large, may be followed
+# by another like it.
+def _is_body(data: Sequence[Record], begin: int, end: int) -> bool:
+    if end == len(data):
+        return False
+    more = data[end][1]
+    if more >= _FULL_RECORD:
+        return True
+    sent = [length for _, length, *_ in data[:begin]]
+    return more > _TICKET_USUAL and len(sent) > 1 and max(sent) > _TICKET_USUAL
 
 
 # Whether a ticket is as long as the one that the client came with.

@@ -286,3 +286,36 @@ def test_a_ticket_that_waits_for_a_delayed_acknowledgement_is_no_greeting(ticket
     # the first in time, the second not: a server that speaks
     wire = judge([*START, rx(61, first), rx(461, second), tx(5000, 200), rx(5100, 500)])
     assert wire.greeting_us is not None
+
+
+CHUNKS = [tx(41.2, 200), tx(41.3, 5100)]
+
+
+@pytest.mark.parametrize("sent", [CHUNKS, [tx(41.2, 200), tx(41.3, 16401)], [tx(41.2, 900)]])
+@pytest.mark.parametrize("more", [[tx(61.6, 16401)], [tx(61.6, 16401), tx(61.7, 40)]])
+@pytest.mark.parametrize("tickets", [1, 2])
+def test_a_ticket_amid_an_upload_is_no_answer(sent, more, tickets):
+    log = [*START, *sent]
+    for _ in range(tickets):
+        log += [rx(61.5, 250), *more]
+    wire = judge([*log, rx(2000, 150)])
+    assert (wire.request_us, wire.response_us) == (41_200, 2_000_000)
+    assert (wire.turn_count, wire.tickets) == (1, tickets)
+
+
+def test_a_ticket_between_two_chunks_of_a_body_is_no_answer():
+    wire = judge([*START, *CHUNKS, rx(61.5, 140), tx(70, 3300), tx(80, 700), rx(2000, 150)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (2_000_000, 1, 1)
+    # a record that comes too late for a ticket is an answer, whatever follows
+    wire = judge([*START, *CHUNKS, rx(161.5, 140), tx(170, 16401), rx(2000, 150)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (161_500, 2, 0)
+    # as is one with the ticket's length that comes after the time for tickets
+    wire = judge([*START, *CHUNKS, rx(61.5, 140), tx(70, 16401), rx(2000, 140)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (2_000_000, 1, 1)
+
+
+@pytest.mark.parametrize("asked", [[tx(41.2, 1500)], [tx(41.2, 300), tx(41.3, 900)]])
+def test_large_requests_of_one_record_each_are_requests(asked):
+    """With cookies: a server without tickets answers each."""
+    wire = judge([*START, *asked, rx(61.5, 300), tx(70, 1500), rx(95, 300)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (61_500, 2, 0)
