@@ -183,7 +183,7 @@ def record_of(
         if not error and conn.sk_err and not flags & (ConnFlag.LOCAL_CLOSE | ConnFlag.RX_FIN):
             error = errno_name(conn.sk_err)
             # broken off before any answer came: the connection served nothing
-            if not conn.first_rx_ns or (tls is not None and request_us is None):
+            if not conn.first_rx_ns or (tls is not None and not exchange.answered):
                 state = "failed"
 
     return Record(

@@ -34,6 +34,8 @@ class Exchange(NamedTuple):
     turns: Turns | None = None
     prot_specific: dict[str, Any] | None = None
     error: str | None = None
+    answered: bool = False
+    """Inside TLS, whether or not it is known when."""
 
 
 def exchange_of(
@@ -96,6 +98,7 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
         turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
         prot_specific=plain,
         error=view.error,
+        answered=wire.turn_count > 0,
     )
 
 
@@ -233,7 +236,7 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
         return "ok", None
     # The library's own word that it failed outweighs lengths that look like a Finished.
     library_failed = bool(conn.ssl_library and conn.ssl_calls and ended)
-    if wire.result == "ok" and not (library_failed and wire.request_us is None):
+    if wire.result == "ok" and not (library_failed and not wire.spoke):
         return "ok", None
     if wire.result == "ok":
         return "rejected", _EPROTO
@@ -258,8 +261,10 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
     return ("rejected", _EPROTO) if wire.waiting_for == "client" else ("timeout", "ETIMEDOUT")
 
 
-def _tls_turns(conn: ConnEvent, wire: Wire) -> Turns:
+def _tls_turns(conn: ConnEvent, wire: Wire) -> Turns | None:
     """The log's turns, and those that the kernel counted once the log was full."""
+    if not wire.turns_timed:
+        return None
     count = wire.turn_count + conn.turn_count
     total = wire.turn_sum_us + conn.turn_sum_ns // 1000
     return Turns(count, total, max(wire.turn_max_us, conn.turn_max_ns // 1000))

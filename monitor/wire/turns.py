@@ -21,10 +21,13 @@ from itertools import combinations
 
 from monitor.wire.hello import ClientHello, ServerHello
 
-__all__ = ["JAVA_PADDING", "TICKET_SLACK_US", "After", "Record", "Turns", "find_turns"]
+__all__ = ["JAVA_PADDING", "LATE_US", "TICKET_SLACK_US", "After", "Record", "Turns", "find_turns"]
 
 Record = tuple[int, int, int, bool, bool]
 """One TLS record start: at_us, length field, content type, received, first in its packet."""
+
+LATE_US = 0xFFFFFFFF
+"""What the log says of this time and of any later one."""
 
 JAVA_PADDING = 16
 """Bytes that Java adds to every TLS 1.3 record."""
@@ -99,7 +102,8 @@ class After:
 
 @dataclass(slots=True)
 class Turns:
-    """What find_turns() found; the fields are those of handshake.Wire."""
+    """What find_turns() found; the fields are those of handshake.Wire, but for times that are
+    LATE_US here."""
 
     h2: bool = False
     tickets: int | None = None
@@ -110,6 +114,7 @@ class Turns:
     count: int = 0
     sum_us: int = 0
     max_us: int = 0
+    timed: bool = True
 
     def ask(self, at_us: int) -> None:
         """Something was sent: a request, or more of the one that is open."""
@@ -127,6 +132,9 @@ class Turns:
         if self.response_us is None:
             self.response_us = at_us
         self.count += 1
+        if at_us >= LATE_US:
+            self.timed = False
+            return
         self.sum_us += took
         self.max_us = max(self.max_us, took)
 
@@ -210,6 +218,8 @@ def _read_streams(data: Sequence[Record], turns: Turns, after: After) -> None:
             continue
         one = _holds(_CONTROL, length, after)
         since_us = at - maybe_asked if maybe_asked is not None else -1
+        if not one and turns.open_request_us is None and maybe_asked is not None and at >= LATE_US:
+            turns.timed = False  # whether that was a request is not to be told
         # sooner than a round trip it is more of the answer before
         if not one and turns.open_request_us is None and since_us >= after.trip_us:
             turns.ask(at - since_us)

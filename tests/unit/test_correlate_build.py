@@ -267,6 +267,27 @@ def test_a_server_that_speaks_first_inside_tls_greets() -> None:
     assert tls_record().greeting_us is None
 
 
+LATE_US = 0xFFFFFFFF  # more does not fit into a log's entry
+
+
+def test_a_log_without_times_has_no_figures() -> None:
+    kept = json.loads((DATA / "tls13_idle_then_request.json").read_text())["log"]
+    *entries, request, answer = kept
+    capture = Capture("tls13_idle_then_request")
+    capture.log = log_of([*entries, [LATE_US, *request[1:]], [LATE_US, *answer[1:]]])
+    record = tls_record(capture)
+    assert record.tls_us > 0 and record.tls.result == "ok"
+    assert (record.txn_resp_us, record.turns) == (None, None)
+    # broken off later it has served all the same
+    record = tls_record(capture, RX_RST, sk_err=RESET)
+    assert (record.state, record.error) == ("closed", "ECONNRESET")
+    # TLS that begins so late
+    capture.log = log_of([[LATE_US, *rest] for _, *rest in kept])
+    record = tls_record(capture, int(ConnFlag.TLS_LATE))
+    assert (record.tls.result, record.tls_us) == ("ok", None)
+    assert (record.txn_resp_us, record.greeting_us, record.turns) == (None, None, None)
+
+
 def test_the_protocol_chosen_is_told_apart_from_those_offered() -> None:
     chosen = tls_record(Capture("h2_curl_node_12")).tls  # TLS 1.2 says it in the clear
     assert (chosen.alpn_chosen, chosen.alpn) == (True, ("h2",))

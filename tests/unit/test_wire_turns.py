@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from monitor.wire.turns import LATE_US
 from tests.unit.tls_log import CCS, CLIENT, H2, HS, RESUMED, RESUMING, SERVER, START, judge, rx, tx
 
 
@@ -319,3 +320,47 @@ def test_large_requests_of_one_record_each_are_requests(asked):
     """With cookies: a server without tickets answers each."""
     wire = judge([*START, *asked, rx(61.5, 300), tx(70, 1500), rx(95, 300)])
     assert (wire.response_us, wire.turn_count, wire.tickets) == (61_500, 2, 0)
+
+
+# ---- times that no longer fit into the log (after 71 minutes) ------------------------------------
+
+LATE = LATE_US / 1000
+TICKETS = [rx(61, 250), rx(61, 250)]
+FIRST = [tx(70, 120), rx(91, 400)]
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("before", [[], FIRST])
+def test_turns_of_unknown_times_do_not_count_as_none(before, turns):
+    wire = judge([*START, *TICKETS, *before, *[tx(LATE, 120), rx(LATE, 400)] * turns])
+    assert not wire.turns_timed
+    assert wire.spoke
+    assert wire.turn_count == turns + len(before) // 2
+    assert (wire.request_us, wire.response_us) == ((70_000, 91_000) if before else (None, None))
+
+
+def test_an_answer_of_unknown_time():
+    wire = judge([*START, *TICKETS, tx(70, 120), rx(LATE, 400)])
+    assert (wire.request_us, wire.response_us, wire.turns_timed) == (70_000, None, False)
+
+
+def test_what_is_late_and_no_turn_leaves_the_turns_known():
+    for more in ([], [tx(LATE, 120)], [tx(LATE, 19)], [rx(LATE, 19)]):  # asked only, goodbyes
+        wire = judge([*START, *TICKETS, *FIRST, *more])
+        assert (wire.turns_timed, wire.turn_count, wire.turn_sum_us) == (True, 1, 21_000)
+
+
+def test_late_streams_of_http2_are_not_left_out():
+    begun = [*START, tx(41.1, 86), tx(41.1, 70), rx(61, 35), tx(61.3, 26), rx(99, 900)]
+    assert judge([*begun, rx(LATE, 34), tx(LATE, 34)], client=H2).turns_timed  # a ping
+    wire = judge([*begun, tx(LATE, 30), rx(LATE, 62)], client=H2)
+    assert wire.h2_guess
+    assert not wire.turns_timed
+
+
+def test_a_handshake_of_unknown_times_took_no_known_time():
+    log = [(LATE_US, *rest) for _, *rest in [*START, *FIRST]]
+    wire = judge(log)
+    assert (wire.result, wire.hello_us, wire.handshake_done_us) == ("ok", None, None)
+    wire = judge([*log[:4], rx(LATE, 80)], client=NO_PSK)
+    assert wire.greeting_us is None
