@@ -234,7 +234,8 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
         if ended and wire.result == "alert" and wire.alert_from == "server":
             return "alert", _EPROTO
         return "ok", None
-    # The library's own word that it failed outweighs lengths that look like a Finished.
+    # The library's own word that it failed outweighs lengths that look like a Finished, but not
+    # what was said after it: reading and writing finish a handshake as well (hiredis).
     library_failed = bool(conn.ssl_library and conn.ssl_calls and ended)
     if wire.result == "ok" and not (library_failed and not wire.spoke):
         return "ok", None

@@ -78,8 +78,8 @@ class Wire:
     ``open_request_us`` is the request that the log ends without an answer to, from which a
     later response counts. ``turns_timed``: no turn ended, or may have ended, so late that the log
     no longer has the time (``turn_count`` has those that did, the sums have not). ``spoke``:
-    something was asked, be it as late. ``h2_guess``: the lengths look like HTTP/2, and its
-    SETTINGS were not taken for an answer.
+    something was asked or the server said something, tickets too, be it as late. ``h2_guess``: the
+    lengths look like HTTP/2, and its SETTINGS were not taken for an answer.
     """
 
     hello_us: int | None = None
@@ -193,7 +193,7 @@ def analyze(
         turn_sum_us=turns.sum_us,
         turn_max_us=turns.max_us,
         turns_timed=turns.timed,
-        spoke=turns.request_us is not None,
+        spoke=bool(turns.tickets) or turns.request_us is not None or turns.greeting_us is not None,
     )
 
 

@@ -215,6 +215,29 @@ def test_a_library_that_failed_outweighs_lengths_that_look_well() -> None:
     assert tls_record(log=log, log_len=len(log) // 8).tls.result == "ok"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        [(61_000, 250, 23, True, True), (61_000, 250, 23, True, False)],  # tickets
+        [(900_000, 80, 23, True, True)],  # a greeting
+        [(61_000, 250, 23, True, True), (900_000, 80, 23, True, True)],
+    ],
+)
+def test_a_handshake_that_reading_finished_was_none_that_failed(said) -> None:
+    """The library was called for it once, and wanted to read."""
+    once = {"ssl": 1, "ssl_first_ns": 5 * MS, "ssl_library": int(Library.OPENSSL), "ssl_calls": 1}
+    end = next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "ok")
+    log = FULL.log[: 8 * end]
+    assert tls_record(log=log, log_len=end, **once).tls.result == "rejected"
+    log += log_of(said)
+    record = tls_record(log=log, log_len=len(log) // 8, **once)
+    assert (record.tls.result, record.state, record.error) == ("ok", "closed", None)
+    assert record.tls_us > 0
+    # a refusal that only the server's alert tells is nothing that was said
+    log = FULL.log[: 8 * end] + log_of([(61_000, 19, 23, True, True)])
+    assert tls_record(log=log, log_len=len(log) // 8, **once).tls.result == "rejected"
+
+
 def ends_at(entries):
     return tls_record(log=FULL.log[: 8 * entries], log_len=entries).tls.result
 
