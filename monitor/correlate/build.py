@@ -17,7 +17,7 @@ from conmon.names import (
     errno_name,
 )
 from conmon.record import Attempt, Record, Tcp
-from monitor.correlate.exchange import exchange_of
+from monitor.correlate.exchange import SILENT_PEER_NS, exchange_of
 from monitor.correlate.hellos import Hellos
 from monitor.correlate.identity import Identity
 from monitor.correlate.lookups import Join, Lookup
@@ -26,9 +26,6 @@ from monitor.decode import ConnEvent, ConnFlag, Phase
 
 __all__ = ["Clock", "Facts", "attempt_of", "lookup_record", "record_of", "tcp_of"]
 
-# A SYN that was never answered is sent again after a second. A process that gives up later than
-# this waited for a silent peer; one that gives up earlier changed its mind.
-SILENT_PEER_NS: Final = 900_000_000
 # An answer older than this was remembered by the program: its lookup was not part of what the
 # user waited for, and the record starts at connect().
 CACHED_NS: Final = 1_000_000_000

@@ -14,11 +14,15 @@ from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
 from monitor.wire.http2 import Http2
 from monitor.wire.quic import Quic
 
-__all__ = ["Exchange", "exchange_of"]
+__all__ = ["SILENT_PEER_NS", "Exchange", "exchange_of"]
 
 RECORD_LOG_MAX: Final = 32  # bpf/event.h
 MERGED_MOST: Final = 2048  # bpf/packet.bpf.c
+# A SYN that was never answered is sent again after a second. A process that gives up later than
+# this waited for a silent peer; one that gives up earlier changed its mind.
+SILENT_PEER_NS: Final = 900_000_000
 _EPROTO: Final = "EPROTO"
+_RESET: Final = "ECONNRESET"
 _LIBRARIES: Final[dict[int, str]] = {
     library: library.name.lower() for library in Library if library is not Library.NONE
 }
@@ -134,7 +138,7 @@ def _quic(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
         elif not conn.first_rx_ns and conn.sk_err:
             result, error = "failed", errno_name(conn.sk_err)
         elif not conn.first_rx_ns:
-            result, error = "timeout", "ETIMEDOUT"
+            result, error = _given_up(conn.end_ns - conn.connect_ns)
         else:
             result, error = ("rejected" if seen.handshake_sent else "closed"), _EPROTO
     tls_us = None
@@ -249,17 +253,29 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
         return "rejected", _EPROTO
     if not ended:
         return None, None
-    if conn.flags & ConnFlag.RX_RST:
-        return "reset", "ECONNRESET"
+    # A reset ends a connection at once, so one that came after this side's FIN was but its answer.
+    closed_here = bool(conn.flags & ConnFlag.LOCAL_CLOSE)
+    if conn.flags & ConnFlag.RX_RST and not closed_here:
+        return "reset", _RESET
     if conn.sk_err:
         errno = errno_name(conn.sk_err)
-        return ("timeout" if errno == "ETIMEDOUT" else "reset"), errno
+        if not (closed_here and errno == _RESET):
+            return ("timeout" if errno == "ETIMEDOUT" else "reset"), errno
     if wire.result is None:
         return None, None
-    if conn.flags & ConnFlag.RX_FIN and not conn.flags & ConnFlag.LOCAL_CLOSE:
+    if conn.flags & ConnFlag.RX_FIN and not closed_here:
         return "closed", _EPROTO
     # This side gave up: on the server's certificate, without an alert, or on waiting for it.
-    return ("rejected", _EPROTO) if wire.waiting_for == "client" else ("timeout", "ETIMEDOUT")
+    if wire.waiting_for == "client":
+        return "rejected", _EPROTO
+    return _given_up(conn.end_ns - (conn.hello_ns or conn.connect_ns))
+
+
+def _given_up(waited_ns: int) -> tuple[str, str]:
+    """What a handshake failed of that this side left while the other had to speak."""
+    if waited_ns < SILENT_PEER_NS:
+        return "failed", "ECANCELED"
+    return "timeout", "ETIMEDOUT"
 
 
 def _tls_turns(conn: ConnEvent, wire: Wire) -> Turns | None:

@@ -267,6 +267,50 @@ def test_a_handshake_that_failed(capture, fields, result, alert, error) -> None:
     assert record.sockconn_us == 10_000  # the connection itself was made
 
 
+@pytest.mark.parametrize(
+    ("ms", "flags", "err", "result", "error"),
+    [
+        (300, LOCAL, 0, "failed", "ECANCELED"),
+        (300, LOCAL | RX_RST, 0, "failed", "ECANCELED"),
+        (300, LOCAL | RX_RST, RESET, "failed", "ECANCELED"),
+        (300, LOCAL | RX_FIN, 0, "failed", "ECANCELED"),
+        (1100, LOCAL, 0, "timeout", "ETIMEDOUT"),
+        (1100, LOCAL | RX_RST, RESET, "timeout", "ETIMEDOUT"),
+        (300, RX_RST, RESET, "reset", "ECONNRESET"),
+        (300, RX_FIN, 0, "closed", "EPROTO"),
+        (60_000, LOCAL, TIMED_OUT, "timeout", "ETIMEDOUT"),
+    ],
+)
+def test_a_handshake_that_this_side_gave_up(ms, flags, err, result, error) -> None:
+    capture = Capture("closed_after_hello")
+    connection = capture.on(conn(0, end=ms), flags, sk_err=err)
+    record = record_of(connection, *hellos_of(connection, capture))
+    assert (record.tls.result, record.state, record.error) == (result, "failed", error)
+    # what counts is how long the server was waited for, not how old the connection is
+    late = connection._replace(
+        connect_ns=connection.connect_ns - 10**10, established_ns=connection.established_ns - 10**10
+    )
+    record = record_of(late, *hellos_of(late, capture))
+    assert (record.tls.result, record.error) == (result, error)
+
+
+def test_a_certificate_that_was_left_without_a_word_is_rejected_also_where_a_reset_follows() -> (
+    None
+):
+    capture = Capture("closed_after_server_flight")
+    record = tls_record(capture, LOCAL | RX_RST, sk_err=RESET)
+    assert (record.tls.result, record.error) == ("rejected", "EPROTO")
+
+
+@pytest.mark.parametrize(
+    ("ms", "result", "error"), [(899, "failed", "ECANCELED"), (900, "timeout", "ETIMEDOUT")]
+)
+def test_quic_that_was_given_up(ms, result, error) -> None:
+    flags = int(ConnFlag.UDP | ConnFlag.QUIC | ConnFlag.PACKETS)
+    record = record_of(conn(0, took=0, end=ms, flags=flags))
+    assert (record.tls.result, record.error) == (result, error)
+
+
 def test_turns_of_the_log_and_those_counted_after_it_add_up() -> None:
     alone = tls_record().turns
     more = tls_record(turn_count=7, turn_sum_ns=70_000_000, turn_max_ns=50_000_000).turns
