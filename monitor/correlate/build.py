@@ -20,7 +20,7 @@ from conmon.record import Attempt, Record, Tcp
 from monitor.correlate.exchange import SILENT_PEER_NS, exchange_of
 from monitor.correlate.hellos import Hellos
 from monitor.correlate.identity import Identity
-from monitor.correlate.lookups import Join, Lookup
+from monitor.correlate.lookups import Join, Lookup, sni_name
 from monitor.correlate.text import address_text, is_ipv4
 from monitor.decode import ConnEvent, ConnFlag, Phase
 
@@ -168,8 +168,9 @@ def record_of(
     exchange = exchange_of(conn, hellos, plain)
     tls, request_us = exchange.tls, exchange.response_us
     error = error or exchange.error
-    if host is None and tls is not None and tls.sni:
-        host, host_source = tls.sni, "sni"
+    asked = sni_name(tls.sni) if host is None and tls is not None and tls.sni else None
+    if asked is not None:
+        host, host_source = asked, "sni"
 
     state = "open"
     if conn.phase == Phase.FAILED:

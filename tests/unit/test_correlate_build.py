@@ -16,6 +16,7 @@ from tests.unit.events import (
     TIMED_OUT,
     Capture,
     World,
+    client_hello,
     conn,
     hello,
     only,
@@ -353,6 +354,30 @@ def test_a_log_without_times_has_no_figures() -> None:
     record = tls_record(capture, int(ConnFlag.TLS_LATE))
     assert (record.tls.result, record.tls_us) == ("ok", None)
     assert (record.txn_resp_us, record.greeting_us, record.turns) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("sni", "host"),
+    [
+        ("a.example", "a.example"),
+        ("a.example.", "a.example"),
+        ("A.Example:8443", "a.example"),
+        ("a.example.:443", "a.example"),
+        ("10.example", "10.example"),
+        ("192.0.2.1", None),
+        ("192.0.2.1.", None),
+        ("192.0.2.1:443", None),
+        ("::1", None),
+        ("2001:db8::1", None),
+        ("[2001:db8::1]:443", None),
+        (".", None),
+    ],
+)
+def test_the_name_in_a_clienthello_is_the_host(sni, host) -> None:
+    connection = FULL.on(conn(0, end=1000))
+    record = record_of(connection, hello(connection, client_hello(sni)))
+    assert record.tls.sni == sni
+    assert (record.host, record.host_source) == (host, "sni" if host else None)
 
 
 def test_the_protocol_chosen_is_told_apart_from_those_offered() -> None:
