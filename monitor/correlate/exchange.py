@@ -18,6 +18,7 @@ __all__ = ["SILENT_PEER_NS", "Exchange", "exchange_of"]
 
 RECORD_LOG_MAX: Final = 32  # bpf/event.h
 MERGED_MOST: Final = 2048  # bpf/packet.bpf.c
+_DIR_RX: Final = 2  # bpf/event.h: last_dir
 # A SYN that was never answered is sent again after a second. A process that gives up later than
 # this waited for a silent peer; one that gives up earlier changed its mind.
 SILENT_PEER_NS: Final = 900_000_000
@@ -89,6 +90,8 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
     response_us = None
     if wire.request_us is not None and wire.response_us is not None:
         response_us = wire.response_us - wire.request_us
+    elif wire.open_request_us is not None and wire.open_request_us == wire.request_us:
+        response_us = _answered_late_us(conn, wire, wire.request_us)
     greeting_us = _greeting_us(conn)
     inside = conn.established_ns and not conn.flags & ConnFlag.TLS_LATE
     if greeting_us is None and wire.greeting_us is not None and inside:
@@ -102,8 +105,42 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
         turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
         prot_specific=plain,
         error=view.error,
-        answered=wire.turn_count > 0,
+        answered=wire.turn_count > 0 or response_us is not None,
     )
+
+
+# The log was full before the first request was answered: from the one turn that the kernel side
+# counted since. That turn begins with the first packet sent after the last one received, which may
+# be long after the request and need not begin a record; so None where it is not known exactly.
+def _answered_late_us(conn: ConnEvent, wire: Wire, request_us: int) -> int | None:
+    if conn.turn_count != 1 or wire.turn_count or not wire.turns_timed or wire.h2_guess:
+        return None
+    if conn.flags & (ConnFlag.TLS_LATE | ConnFlag.RX_GAP | ConnFlag.TX_GAP):
+        return None
+    done_us = wire.handshake_done_us
+    if done_us is None or wire.early_data is not None:
+        return None
+    if conn.last_dir == _DIR_RX:  # nothing was sent since
+        begun_us = (conn.turn_start_ns - conn.connect_ns) // 1000
+    else:
+        sent_us = [0]  # since the last record received
+        for record in conn.records():
+            if not record.flags & RecordFlag.RX:
+                sent_us.append(record.at_us)
+            elif record.at_us >= request_us:
+                return None  # more of the request was then on its way
+            else:
+                sent_us.clear()
+        begun_us = sent_us[0]
+        if begun_us < done_us:
+            return None  # more of the server's flight may have come after that
+    answered_us = begun_us + conn.turn_sum_ns // 1000
+    if wire.ticket_limit_us is not None:
+        # no ticket that came after Finished, nor one held back until the request was there
+        least_us = max(done_us, request_us) + wire.ticket_limit_us - done_us
+        if answered_us <= least_us:
+            return None
+    return answered_us - request_us
 
 
 # SETTINGS come before the first request and its answer, and are neither. Beyond the first bytes,

@@ -78,8 +78,9 @@ class Wire:
     ``open_request_us`` is the request that the log ends without an answer to, from which a
     later response counts. ``turns_timed``: no turn ended, or may have ended, so late that the log
     no longer has the time (``turn_count`` has those that did, the sums have not). ``spoke``:
-    something was asked or the server said something, tickets too, be it as late. ``h2_guess``: the
-    lengths look like HTTP/2, and its SETTINGS were not taken for an answer.
+    something was asked or the server said something, tickets too, be it as late.
+    ``ticket_limit_us``: by then session tickets have come, where they look like data. ``h2_guess``:
+    the lengths look like HTTP/2, and its SETTINGS were not taken for an answer.
     """
 
     hello_us: int | None = None
@@ -92,6 +93,7 @@ class Wire:
     resumed: bool | None = None
     early_data: bool | None = None
     tickets: int | None = None
+    ticket_limit_us: int | None = None
     h2_guess: bool = False
     greeting_us: int | None = None
     request_us: int | None = None
@@ -184,6 +186,7 @@ def analyze(
         resumed=stages.resumed,
         early_data=stages.early_data,
         tickets=None if gap_rx else turns.tickets,
+        ticket_limit_us=stages.after.ticket_limit_us if stages.after is not None else None,
         h2_guess=turns.h2,
         greeting_us=_known(turns.greeting_us),
         request_us=_known(turns.request_us),

@@ -312,6 +312,96 @@ def test_quic_that_was_given_up(ms, result, error) -> None:
     assert (record.tls.result, record.error) == (result, error)
 
 
+def us_of(record):
+    return record.txn_resp_us
+
+
+BEGUN = [
+    (10_000, 512, 22, False, True),
+    (30_000, 122, 22, True, True),
+    (30_000, 2300, 23, True, False),
+    (31_000, 1, 20, False, True),
+    (31_000, 53, 23, False, False),
+]
+TICKET = (51_000, 250, 23, True, True)
+
+
+def upload(*log, ticket_at=None):
+    """A capture whose log is full before the answer, from 32 ms on."""
+    entries = [*BEGUN, *log]
+    us = 32_000 if not log else log[-1][0] + 1000
+    while len(entries) < 32:
+        if ticket_at == len(entries):
+            entries.append((us, *TICKET[1:]))
+        entries.append((us, 1700 + len(entries), 23, False, True))
+        us += 1000
+    capture = Capture("tls13_full")
+    capture.log = log_of(entries[:32])
+    return capture
+
+
+def counted(ms, **fields):
+    """A turn that the kernel side counted."""
+    return {
+        "turn_count": 1,
+        "turn_sum_ns": ms * MS,
+        "turn_max_ns": ms * MS,
+        "last_dir": 1,
+        **fields,
+    }
+
+
+def test_an_upload_that_filled_the_log_is_answered_by_the_turn_counted_since() -> None:
+    # the turn began with Finished, at 31 ms; the request a millisecond later
+    assert us_of(tls_record(upload(), **counted(500))) == 499_000
+    # or with the request, after two tickets
+    capture = upload(TICKET, TICKET)
+    assert us_of(tls_record(capture, **counted(500))) == 500_000
+    # up to TLS 1.2 any answer is one, however soon
+    begun = json.loads((DATA / "tls12_full.json").read_text())["log"]
+    begun = begun[: next(i for i, entry in enumerate(begun) if entry[2] == 23)]
+    asked_us = begun[-1][0] + 500
+    capture = Capture("tls12_full")
+    capture.log = log_of(
+        [*begun, *((asked_us + i, 2000 + i, 23, False, True) for i in range(32 - len(begun)))]
+    )
+    assert us_of(tls_record(capture, **counted(3))) == 3000
+    # a reset after it finds a connection that has served
+    record = tls_record(upload(), RX_RST, sk_err=RESET, **counted(500))
+    assert (record.state, record.error) == ("closed", "ECONNRESET")
+
+
+def test_where_nothing_was_sent_after_the_answer_the_turn_s_own_begin_is_known() -> None:
+    capture = upload(ticket_at=20)  # with more of the body behind it, from some packet on
+    fields = counted(500, last_dir=2, turn_start_ns=conn(0).connect_ns + 60 * MS)
+    assert us_of(tls_record(capture, **fields)) == 60_000 + 500_000 - 32_000
+    assert us_of(tls_record(capture, **counted(500))) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        (0, {"turn_count": 0, "turn_sum_ns": 0}),
+        (0, {"turn_count": 2}),
+        (0, {"turn_sum_ns": 40 * MS}),  # may be a ticket
+        (int(ConnFlag.TLS_LATE), {}),  # may be what was said before TLS
+        (int(ConnFlag.RX_GAP), {}),
+        (int(ConnFlag.TX_GAP), {}),
+    ],
+)
+def test_an_answer_after_the_log_that_is_not_known_exactly(flags, fields) -> None:
+    assert us_of(tls_record(upload(), flags, **{**counted(500), **fields})) is None
+
+
+def test_a_turn_that_may_have_begun_before_finished_tells_nothing() -> None:
+    capture = upload()
+    entries = [(30_500, 1, 20, False, True) if i == 3 else None for i in range(32)]
+    log = bytearray(capture.log)
+    log[3 * 8 : 4 * 8] = log_of([entries[3]])
+    capture.log = bytes(log)  # the client changed ciphers before the server's flight was whole
+    assert us_of(tls_record(capture, **counted(500))) is None
+
+
 def test_turns_of_the_log_and_those_counted_after_it_add_up() -> None:
     alone = tls_record().turns
     more = tls_record(turn_count=7, turn_sum_ns=70_000_000, turn_max_ns=50_000_000).turns
