@@ -323,10 +323,11 @@ def _tickets(
     large = length > _TICKET_USUAL and not (after.certificate or known)
     if begin and large and (run > 1 or not after.rx_may_pad):
         return set()  # Java's is large, too, and its servers send their flight in one record
-    # Tickets that came unasked: a server without TCP_NODELAY holds the second back until the first
-    # is acknowledged, which a client with nothing to say puts off.
+    # A server without TCP_NODELAY holds the second ticket back until the first is acknowledged,
+    # which a client with nothing to say puts off.
+    large_next = end < len(data) and data[end][1] > _TICKET_USUAL
     latest = limit
-    if begin == 0 and at <= limit:
+    if at <= limit and (begin == 0 or large_next):
         latest = max(limit, at + _DELAYED_ACK_US + after.trip_us)
     if run > 1:
         # Equal lengths and then something else, or in time for tickets.
@@ -341,15 +342,19 @@ def _tickets(
         and data[begin + 1][0] <= latest
     ):
         return {begin, begin + 1}  # and the answer after them, if they were not unasked
-    if begin and useful and _is_body(data, begin, end):
-        # The body goes on as if nothing had been said: that was no answer. Its twin may have been
-        # overtaken by more of the body.
+    if begin and useful and large_next:
+        # If the body goes on as if nothing had been said, that was no answer. Its twin may have
+        # been overtaken by more of the body, which acknowledged it.
         twin = end
         while twin < len(data) and not data[twin][3]:
             twin += 1
-        if twin < len(data) and data[twin][1] == length and data[twin][0] <= limit:
-            return {begin, twin}
-        return {begin}
+        if twin < len(data) and data[twin][1] == length:
+            more_us = data[end][0]
+            released_us = more_us + after.trip_us + TICKET_SLACK_US if more_us <= latest else 0
+            if data[twin][0] <= max(limit, released_us):
+                return {begin, twin}
+        if _is_body(data, begin, end):
+            return {begin}
     if begin == 0:
         # Came unasked. Its twin may have been overtaken by the request.
         found = {0}
@@ -370,8 +375,6 @@ def _tickets(
 # of several records that had such a one. A request of one record, however large, may be followed
 # by another like it.
 def _is_body(data: Sequence[Record], begin: int, end: int) -> bool:
-    if end == len(data):
-        return False
     more = data[end][1]
     if more >= _FULL_RECORD:
         return True

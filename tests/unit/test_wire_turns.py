@@ -315,10 +315,27 @@ def test_a_ticket_between_two_chunks_of_a_body_is_no_answer():
     assert (wire.response_us, wire.turn_count, wire.tickets) == (2_000_000, 1, 1)
 
 
+@pytest.mark.parametrize(
+    "tickets",
+    [
+        [rx(61.5, 250), rx(61.5, 250), tx(70, 2200)],
+        [rx(61.5, 250), tx(70, 2200), rx(90.5, 250)],  # what came in between acknowledged the first
+        [rx(61.5, 250), tx(150, 2200), rx(170.5, 250), tx(175, 60)],
+        [rx(61.5, 250), rx(121.5, 250), tx(150, 2200)],  # a delayed acknowledgement
+    ],
+)
+def test_two_tickets_after_a_head_alone(tickets):
+    wire = judge([*START, tx(41.2, 200), *tickets, tx(180, 4000), rx(2000, 150)])
+    assert (wire.request_us, wire.response_us) == (41_200, 2_000_000)
+    assert (wire.turn_count, wire.tickets) == (1, 2)
+
+
 @pytest.mark.parametrize("asked", [[tx(41.2, 1500)], [tx(41.2, 300), tx(41.3, 900)]])
 def test_large_requests_of_one_record_each_are_requests(asked):
     """With cookies: a server without tickets answers each."""
-    wire = judge([*START, *asked, rx(61.5, 300), tx(70, 1500), rx(95, 300)])
+    wire = judge([*START, *asked, rx(61.5, 300), tx(70, 1500), rx(95, 340)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (61_500, 2, 0)
+    wire = judge([*START, *asked, rx(61.5, 300), tx(70, 1500), rx(195, 300)])
     assert (wire.response_us, wire.turn_count, wire.tickets) == (61_500, 2, 0)
 
 
