@@ -17,18 +17,15 @@ from conmon.names import (
     errno_name,
 )
 from conmon.record import Attempt, Record, Tcp
-from monitor.correlate.exchange import exchange_of
+from monitor.correlate.exchange import SILENT_PEER_NS, exchange_of
 from monitor.correlate.hellos import Hellos
 from monitor.correlate.identity import Identity
-from monitor.correlate.lookups import Join, Lookup
+from monitor.correlate.lookups import Join, Lookup, sni_name
 from monitor.correlate.text import address_text, is_ipv4
 from monitor.decode import ConnEvent, ConnFlag, Phase
 
 __all__ = ["Clock", "Facts", "attempt_of", "lookup_record", "record_of", "tcp_of"]
 
-# A SYN that was never answered is sent again after a second. A process that gives up later than
-# this waited for a silent peer; one that gives up earlier changed its mind.
-SILENT_PEER_NS: Final = 900_000_000
 # An answer older than this was remembered by the program: its lookup was not part of what the
 # user waited for, and the record starts at connect().
 CACHED_NS: Final = 1_000_000_000
@@ -171,8 +168,9 @@ def record_of(
     exchange = exchange_of(conn, hellos, plain)
     tls, request_us = exchange.tls, exchange.response_us
     error = error or exchange.error
-    if host is None and tls is not None and tls.sni:
-        host, host_source = tls.sni, "sni"
+    asked = sni_name(tls.sni) if host is None and tls is not None and tls.sni else None
+    if asked is not None:
+        host, host_source = asked, "sni"
 
     state = "open"
     if conn.phase == Phase.FAILED:
@@ -183,7 +181,7 @@ def record_of(
         if not error and conn.sk_err and not flags & (ConnFlag.LOCAL_CLOSE | ConnFlag.RX_FIN):
             error = errno_name(conn.sk_err)
             # broken off before any answer came: the connection served nothing
-            if not conn.first_rx_ns or (tls is not None and request_us is None):
+            if not conn.first_rx_ns or (tls is not None and not exchange.answered):
                 state = "failed"
 
     return Record(

@@ -41,7 +41,7 @@ from monitor.correlate.lookups import (
     Join,
     Lookup,
     LookupTable,
-    fold,
+    sni_name,
 )
 from monitor.correlate.plain import TurnTable
 from monitor.correlate.text import address_key
@@ -478,7 +478,7 @@ class Correlator:
         client = hellos.quic_client() if conn.flags & ConnFlag.QUIC else hellos.client
         if client is None or client.sni is None:
             return None
-        return fold(client.sni.partition(":")[0])  # some send the port, too
+        return sni_name(client.sni)
 
     # -- what waited --------------------------------------------------------------------------
 

@@ -14,11 +14,16 @@ from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
 from monitor.wire.http2 import Http2
 from monitor.wire.quic import Quic
 
-__all__ = ["Exchange", "exchange_of"]
+__all__ = ["SILENT_PEER_NS", "Exchange", "exchange_of"]
 
 RECORD_LOG_MAX: Final = 32  # bpf/event.h
 MERGED_MOST: Final = 2048  # bpf/packet.bpf.c
+_DIR_RX: Final = 2  # bpf/event.h: last_dir
+# A SYN that was never answered is sent again after a second. A process that gives up later than
+# this waited for a silent peer; one that gives up earlier changed its mind.
+SILENT_PEER_NS: Final = 900_000_000
 _EPROTO: Final = "EPROTO"
+_RESET: Final = "ECONNRESET"
 _LIBRARIES: Final[dict[int, str]] = {
     library: library.name.lower() for library in Library if library is not Library.NONE
 }
@@ -34,6 +39,8 @@ class Exchange(NamedTuple):
     turns: Turns | None = None
     prot_specific: dict[str, Any] | None = None
     error: str | None = None
+    answered: bool = False
+    """Inside TLS, whether or not it is known when."""
 
 
 def exchange_of(
@@ -83,6 +90,8 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
     response_us = None
     if wire.request_us is not None and wire.response_us is not None:
         response_us = wire.response_us - wire.request_us
+    elif wire.open_request_us is not None and wire.open_request_us == wire.request_us:
+        response_us = _answered_late_us(conn, wire, wire.request_us)
     greeting_us = _greeting_us(conn)
     inside = conn.established_ns and not conn.flags & ConnFlag.TLS_LATE
     if greeting_us is None and wire.greeting_us is not None and inside:
@@ -96,7 +105,42 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
         turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
         prot_specific=plain,
         error=view.error,
+        answered=wire.turn_count > 0 or response_us is not None,
     )
+
+
+# The log was full before the first request was answered: from the one turn that the kernel side
+# counted since. That turn begins with the first packet sent after the last one received, which may
+# be long after the request and need not begin a record; so None where it is not known exactly.
+def _answered_late_us(conn: ConnEvent, wire: Wire, request_us: int) -> int | None:
+    if conn.turn_count != 1 or wire.turn_count or not wire.turns_timed or wire.h2_guess:
+        return None
+    if conn.flags & (ConnFlag.TLS_LATE | ConnFlag.RX_GAP | ConnFlag.TX_GAP):
+        return None
+    done_us = wire.handshake_done_us
+    if done_us is None or wire.early_data is not None:
+        return None
+    if conn.last_dir == _DIR_RX:  # nothing was sent since
+        begun_us = (conn.turn_start_ns - conn.connect_ns) // 1000
+    else:
+        sent_us = [0]  # since the last record received
+        for record in conn.records():
+            if not record.flags & RecordFlag.RX:
+                sent_us.append(record.at_us)
+            elif record.at_us >= request_us:
+                return None  # more of the request was then on its way
+            else:
+                sent_us.clear()
+        begun_us = sent_us[0]
+        if begun_us < done_us:
+            return None  # more of the server's flight may have come after that
+    answered_us = begun_us + conn.turn_sum_ns // 1000
+    if wire.ticket_limit_us is not None:
+        # no ticket that came after Finished, nor one held back until the request was there
+        least_us = max(done_us, request_us) + wire.ticket_limit_us - done_us
+        if answered_us <= least_us:
+            return None
+    return answered_us - request_us
 
 
 # SETTINGS come before the first request and its answer, and are neither. Beyond the first bytes,
@@ -131,7 +175,7 @@ def _quic(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
         elif not conn.first_rx_ns and conn.sk_err:
             result, error = "failed", errno_name(conn.sk_err)
         elif not conn.first_rx_ns:
-            result, error = "timeout", "ETIMEDOUT"
+            result, error = _given_up(conn.end_ns - conn.connect_ns)
         else:
             result, error = ("rejected" if seen.handshake_sent else "closed"), _EPROTO
     tls_us = None
@@ -231,9 +275,10 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
         if ended and wire.result == "alert" and wire.alert_from == "server":
             return "alert", _EPROTO
         return "ok", None
-    # The library's own word that it failed outweighs lengths that look like a Finished.
+    # The library's own word that it failed outweighs lengths that look like a Finished, but not
+    # what was said after it: reading and writing finish a handshake as well (hiredis).
     library_failed = bool(conn.ssl_library and conn.ssl_calls and ended)
-    if wire.result == "ok" and not (library_failed and wire.request_us is None):
+    if wire.result == "ok" and not (library_failed and not wire.spoke):
         return "ok", None
     if wire.result == "ok":
         return "rejected", _EPROTO
@@ -245,21 +290,35 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
         return "rejected", _EPROTO
     if not ended:
         return None, None
-    if conn.flags & ConnFlag.RX_RST:
-        return "reset", "ECONNRESET"
+    # A reset ends a connection at once, so one that came after this side's FIN was but its answer.
+    closed_here = bool(conn.flags & ConnFlag.LOCAL_CLOSE)
+    if conn.flags & ConnFlag.RX_RST and not closed_here:
+        return "reset", _RESET
     if conn.sk_err:
         errno = errno_name(conn.sk_err)
-        return ("timeout" if errno == "ETIMEDOUT" else "reset"), errno
+        if not (closed_here and errno == _RESET):
+            return ("timeout" if errno == "ETIMEDOUT" else "reset"), errno
     if wire.result is None:
         return None, None
-    if conn.flags & ConnFlag.RX_FIN and not conn.flags & ConnFlag.LOCAL_CLOSE:
+    if conn.flags & ConnFlag.RX_FIN and not closed_here:
         return "closed", _EPROTO
     # This side gave up: on the server's certificate, without an alert, or on waiting for it.
-    return ("rejected", _EPROTO) if wire.waiting_for == "client" else ("timeout", "ETIMEDOUT")
+    if wire.waiting_for == "client":
+        return "rejected", _EPROTO
+    return _given_up(conn.end_ns - (conn.hello_ns or conn.connect_ns))
 
 
-def _tls_turns(conn: ConnEvent, wire: Wire) -> Turns:
+def _given_up(waited_ns: int) -> tuple[str, str]:
+    """What a handshake failed of that this side left while the other had to speak."""
+    if waited_ns < SILENT_PEER_NS:
+        return "failed", "ECANCELED"
+    return "timeout", "ETIMEDOUT"
+
+
+def _tls_turns(conn: ConnEvent, wire: Wire) -> Turns | None:
     """The log's turns, and those that the kernel counted once the log was full."""
+    if not wire.turns_timed:
+        return None
     count = wire.turn_count + conn.turn_count
     total = wire.turn_sum_us + conn.turn_sum_ns // 1000
     return Turns(count, total, max(wire.turn_max_us, conn.turn_max_ns // 1000))

@@ -29,7 +29,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
-from monitor.correlate.text import AF_INET, AF_INET6, address_key, address_text, printable_text
+from monitor.correlate.text import (
+    AF_INET,
+    AF_INET6,
+    address_key,
+    address_text,
+    is_ipv4_text,
+    printable_text,
+)
 from monitor.decode import ConnEvent, LookupEvent, LookupFlag, Task
 
 __all__ = [
@@ -430,6 +437,18 @@ class LookupTable:
 def fold(name: str) -> str:
     """Return a name as DNS compares it."""
     return name.lower().rstrip(".")
+
+
+def sni_name(sni: str) -> str | None:
+    """Return the name in a ClientHello as DNS compares it, None where it is an address.
+
+    Some clients send the port, too, and some an address (RFC 6066 section 3 forbids both).
+    """
+    name, _, rest = sni.partition(":")
+    if ":" in rest:
+        return None
+    name = fold(name)
+    return name if name and not is_ipv4_text(name) else None
 
 
 def _one_name(lookups: Sequence[Lookup]) -> bool:

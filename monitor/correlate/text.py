@@ -33,6 +33,15 @@ def is_ipv4(family: int, addr: bytes) -> bool:
     return family == AF_INET or addr.startswith(_MAPPED)
 
 
+def is_ipv4_text(text: str) -> bool:
+    """Whether this is an IPv4 address as it is usually written."""
+    try:
+        socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @lru_cache(maxsize=4096)
 def address_text(family: int, addr: bytes, scope_id: int = 0) -> str:
     """Return the usual text of an address, v4-mapped ones as IPv4."""

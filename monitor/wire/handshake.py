@@ -30,7 +30,15 @@ from typing import Literal
 from conmon.ciphers import CIPHER_NAMES
 from monitor.wire.alerts import CERTIFICATE_ALERTS, alert_name
 from monitor.wire.hello import ClientHello, ServerHello
-from monitor.wire.turns import JAVA_PADDING, TICKET_SLACK_US, After, Record, Turns, find_turns
+from monitor.wire.turns import (
+    JAVA_PADDING,
+    LATE_US,
+    TICKET_SLACK_US,
+    After,
+    Record,
+    Turns,
+    find_turns,
+)
 
 __all__ = ["ENCRYPTED_ALERT", "Record", "Result", "Side", "Wire", "analyze"]
 
@@ -68,8 +76,11 @@ class Wire:
     ``request_us`` and ``response_us`` are the first request record and the first record of its
     answer. ``turn_*`` sum up every turn inside the log, that first one included;
     ``open_request_us`` is the request that the log ends without an answer to, from which a
-    later response counts. ``h2_guess``: the lengths look like HTTP/2, and its SETTINGS were
-    not taken for an answer.
+    later response counts. ``turns_timed``: no turn ended, or may have ended, so late that the log
+    no longer has the time (``turn_count`` has those that did, the sums have not). ``spoke``:
+    something was asked or the server said something, tickets too, be it as late.
+    ``ticket_limit_us``: by then session tickets have come, where they look like data. ``h2_guess``:
+    the lengths look like HTTP/2, and its SETTINGS were not taken for an answer.
     """
 
     hello_us: int | None = None
@@ -82,6 +93,7 @@ class Wire:
     resumed: bool | None = None
     early_data: bool | None = None
     tickets: int | None = None
+    ticket_limit_us: int | None = None
     h2_guess: bool = False
     greeting_us: int | None = None
     request_us: int | None = None
@@ -90,6 +102,8 @@ class Wire:
     turn_count: int = 0
     turn_sum_us: int = 0
     turn_max_us: int = 0
+    turns_timed: bool = True
+    spoke: bool = False
 
 
 # Where the handshake ended and what came after, as both generations of the protocol leave it.
@@ -162,8 +176,8 @@ def analyze(
     elif tls13:
         version = "TLSv1.3"
     return Wire(
-        hello_us=log[0][0],
-        handshake_done_us=stages.done_us,
+        hello_us=_known(log[0][0]),
+        handshake_done_us=_known(stages.done_us),
         version=version,
         result=result,
         alert=alert,
@@ -172,15 +186,22 @@ def analyze(
         resumed=stages.resumed,
         early_data=stages.early_data,
         tickets=None if gap_rx else turns.tickets,
+        ticket_limit_us=stages.after.ticket_limit_us if stages.after is not None else None,
         h2_guess=turns.h2,
-        greeting_us=turns.greeting_us,
-        request_us=turns.request_us,
-        response_us=turns.response_us,
-        open_request_us=turns.open_request_us,
+        greeting_us=_known(turns.greeting_us),
+        request_us=_known(turns.request_us),
+        response_us=_known(turns.response_us),
+        open_request_us=_known(turns.open_request_us),
         turn_count=turns.count,
         turn_sum_us=turns.sum_us,
         turn_max_us=turns.max_us,
+        turns_timed=turns.timed,
+        spoke=bool(turns.tickets) or turns.request_us is not None or turns.greeting_us is not None,
     )
+
+
+def _known(at_us: int | None) -> int | None:
+    return None if at_us is None or at_us >= LATE_US else at_us
 
 
 # Whether this is TLS 1.3: as the ServerHello says, else as the records' types do. Data is

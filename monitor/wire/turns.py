@@ -21,10 +21,13 @@ from itertools import combinations
 
 from monitor.wire.hello import ClientHello, ServerHello
 
-__all__ = ["JAVA_PADDING", "TICKET_SLACK_US", "After", "Record", "Turns", "find_turns"]
+__all__ = ["JAVA_PADDING", "LATE_US", "TICKET_SLACK_US", "After", "Record", "Turns", "find_turns"]
 
 Record = tuple[int, int, int, bool, bool]
 """One TLS record start: at_us, length field, content type, received, first in its packet."""
+
+LATE_US = 0xFFFFFFFF
+"""What the log says of this time and of any later one."""
 
 JAVA_PADDING = 16
 """Bytes that Java adds to every TLS 1.3 record."""
@@ -43,6 +46,10 @@ _TICKET_USUAL = 1000
 # OpenSSL's tickets are encrypted in blocks, and what is in them varies by a byte or two: of two
 # tickets one may be a block longer.
 _TICKET_BLOCK = 16
+# What an acknowledgement is put off by at most.
+_DELAYED_ACK_US = 250_000
+# A record this long is part of something longer.
+_FULL_RECORD = 16384
 # How much longer than the ticket itself its message is: type and length 4, lifetime 4, age 4,
 # nonce 1 to 33, ticket length 2, extensions 2 to 10.
 _TICKET_FRAMING = range(17, 61)
@@ -95,7 +102,8 @@ class After:
 
 @dataclass(slots=True)
 class Turns:
-    """What find_turns() found; the fields are those of handshake.Wire."""
+    """What find_turns() found; the fields are those of handshake.Wire, but for times that are
+    LATE_US here."""
 
     h2: bool = False
     tickets: int | None = None
@@ -106,6 +114,7 @@ class Turns:
     count: int = 0
     sum_us: int = 0
     max_us: int = 0
+    timed: bool = True
 
     def ask(self, at_us: int) -> None:
         """Something was sent: a request, or more of the one that is open."""
@@ -123,6 +132,9 @@ class Turns:
         if self.response_us is None:
             self.response_us = at_us
         self.count += 1
+        if at_us >= LATE_US:
+            self.timed = False
+            return
         self.sum_us += took
         self.max_us = max(self.max_us, took)
 
@@ -206,6 +218,8 @@ def _read_streams(data: Sequence[Record], turns: Turns, after: After) -> None:
             continue
         one = _holds(_CONTROL, length, after)
         since_us = at - maybe_asked if maybe_asked is not None else -1
+        if not one and turns.open_request_us is None and maybe_asked is not None and at >= LATE_US:
+            turns.timed = False  # whether that was a request is not to be told
         # sooner than a round trip it is more of the answer before
         if not one and turns.open_request_us is None and since_us >= after.trip_us:
             turns.ask(at - since_us)
@@ -309,9 +323,15 @@ def _tickets(
     large = length > _TICKET_USUAL and not (after.certificate or known)
     if begin and large and (run > 1 or not after.rx_may_pad):
         return set()  # Java's is large, too, and its servers send their flight in one record
+    # A server without TCP_NODELAY holds the second ticket back until the first is acknowledged,
+    # which a client with nothing to say puts off.
+    large_next = end < len(data) and data[end][1] > _TICKET_USUAL
+    latest = limit
+    if at <= limit and (begin == 0 or large_next):
+        latest = max(limit, at + _DELAYED_ACK_US + after.trip_us)
     if run > 1:
         # Equal lengths and then something else, or in time for tickets.
-        if begin + run < end or data[begin + run - 1][0] <= limit:
+        if begin + run < end or data[begin + run - 1][0] <= latest:
             return set(range(begin, begin + run))
         return set()
     if at > limit or (h2_possible and _holds(_SETTINGS, length, after)):
@@ -319,9 +339,22 @@ def _tickets(
     if (
         begin + (2 if begin else 1) < end
         and abs(data[begin + 1][1] - length) == _TICKET_BLOCK
-        and data[begin + 1][0] <= limit
+        and data[begin + 1][0] <= latest
     ):
         return {begin, begin + 1}  # and the answer after them, if they were not unasked
+    if begin and useful and large_next:
+        # If the body goes on as if nothing had been said, that was no answer. Its twin may have
+        # been overtaken by more of the body, which acknowledged it.
+        twin = end
+        while twin < len(data) and not data[twin][3]:
+            twin += 1
+        if twin < len(data) and data[twin][1] == length:
+            more_us = data[end][0]
+            released_us = more_us + after.trip_us + TICKET_SLACK_US if more_us <= latest else 0
+            if data[twin][0] <= max(limit, released_us):
+                return {begin, twin}
+        if _is_body(data, begin, end):
+            return {begin}
     if begin == 0:
         # Came unasked. Its twin may have been overtaken by the request.
         found = {0}
@@ -335,6 +368,18 @@ def _tickets(
                 found.add(twin)
         return found if useful or len(found) > 1 else set()
     return {begin} if useful and (known or end - begin > 1) else set()
+
+
+# Whether what is sent after the flight data[begin:end] goes on with what was sent before it: a full
+# record, which no request begins with that has a head of its own, or a large one after a request
+# of several records that had such a one. A request of one record, however large, may be followed
+# by another like it.
+def _is_body(data: Sequence[Record], begin: int, end: int) -> bool:
+    more = data[end][1]
+    if more >= _FULL_RECORD:
+        return True
+    sent = [length for _, length, *_ in data[:begin]]
+    return more > _TICKET_USUAL and len(sent) > 1 and max(sent) > _TICKET_USUAL
 
 
 # Whether a ticket is as long as the one that the client came with.

@@ -202,14 +202,21 @@ def test_server_leaves_during_the_handshake(lab, watch, program, cut, result, er
     assert_failed_handshake(seen.record, result, None, error)
 
 
-def test_client_gives_up_during_the_handshake(lab, watch):
+@pytest.mark.parametrize(
+    ("seconds", "result", "error"),
+    [
+        pytest.param("0.5", "failed", "ECANCELED", id="soon"),
+        pytest.param("1.5", "timeout", "ETIMEDOUT", id="late"),
+    ],
+)
+def test_client_gives_up_during_the_handshake(lab, watch, seconds, result, error):
     site = lab.serve(Behaviour(tls=lab.tls("1.3"), cut=Cut.SILENT_AFTER_HELLO), world.FAR4)
-    argv = Curl(lab).to_urls(f"https://{world.FAR4}:{site.port}/", options=["--max-time", "0.5"])
+    argv = Curl(lab).to_urls(f"https://{world.FAR4}:{site.port}/", options=["--max-time", seconds])
     seen = watch.run(argv)
     assert seen.done.code == 28
     record = seen.record
-    assert record["state"] == "failed"
-    assert record["tls"]["result"] == "timeout"
+    assert (record["state"], record["error"]) == ("failed", error)
+    assert record["tls"]["result"] == result
     assert record["txn_resp_us"] is None
 
 

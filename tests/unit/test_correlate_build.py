@@ -16,6 +16,7 @@ from tests.unit.events import (
     TIMED_OUT,
     Capture,
     World,
+    client_hello,
     conn,
     hello,
     only,
@@ -215,6 +216,29 @@ def test_a_library_that_failed_outweighs_lengths_that_look_well() -> None:
     assert tls_record(log=log, log_len=len(log) // 8).tls.result == "ok"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        [(61_000, 250, 23, True, True), (61_000, 250, 23, True, False)],  # tickets
+        [(900_000, 80, 23, True, True)],  # a greeting
+        [(61_000, 250, 23, True, True), (900_000, 80, 23, True, True)],
+    ],
+)
+def test_a_handshake_that_reading_finished_was_none_that_failed(said) -> None:
+    """The library was called for it once, and wanted to read."""
+    once = {"ssl": 1, "ssl_first_ns": 5 * MS, "ssl_library": int(Library.OPENSSL), "ssl_calls": 1}
+    end = next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "ok")
+    log = FULL.log[: 8 * end]
+    assert tls_record(log=log, log_len=end, **once).tls.result == "rejected"
+    log += log_of(said)
+    record = tls_record(log=log, log_len=len(log) // 8, **once)
+    assert (record.tls.result, record.state, record.error) == ("ok", "closed", None)
+    assert record.tls_us > 0
+    # a refusal that only the server's alert tells is nothing that was said
+    log = FULL.log[: 8 * end] + log_of([(61_000, 19, 23, True, True)])
+    assert tls_record(log=log, log_len=len(log) // 8, **once).tls.result == "rejected"
+
+
 def ends_at(entries):
     return tls_record(log=FULL.log[: 8 * entries], log_len=entries).tls.result
 
@@ -244,6 +268,140 @@ def test_a_handshake_that_failed(capture, fields, result, alert, error) -> None:
     assert record.sockconn_us == 10_000  # the connection itself was made
 
 
+@pytest.mark.parametrize(
+    ("ms", "flags", "err", "result", "error"),
+    [
+        (300, LOCAL, 0, "failed", "ECANCELED"),
+        (300, LOCAL | RX_RST, 0, "failed", "ECANCELED"),
+        (300, LOCAL | RX_RST, RESET, "failed", "ECANCELED"),
+        (300, LOCAL | RX_FIN, 0, "failed", "ECANCELED"),
+        (1100, LOCAL, 0, "timeout", "ETIMEDOUT"),
+        (1100, LOCAL | RX_RST, RESET, "timeout", "ETIMEDOUT"),
+        (300, RX_RST, RESET, "reset", "ECONNRESET"),
+        (300, RX_FIN, 0, "closed", "EPROTO"),
+        (60_000, LOCAL, TIMED_OUT, "timeout", "ETIMEDOUT"),
+    ],
+)
+def test_a_handshake_that_this_side_gave_up(ms, flags, err, result, error) -> None:
+    capture = Capture("closed_after_hello")
+    connection = capture.on(conn(0, end=ms), flags, sk_err=err)
+    record = record_of(connection, *hellos_of(connection, capture))
+    assert (record.tls.result, record.state, record.error) == (result, "failed", error)
+    # what counts is how long the server was waited for, not how old the connection is
+    late = connection._replace(
+        connect_ns=connection.connect_ns - 10**10, established_ns=connection.established_ns - 10**10
+    )
+    record = record_of(late, *hellos_of(late, capture))
+    assert (record.tls.result, record.error) == (result, error)
+
+
+def test_a_certificate_that_was_left_without_a_word_is_rejected_also_where_a_reset_follows() -> (
+    None
+):
+    capture = Capture("closed_after_server_flight")
+    record = tls_record(capture, LOCAL | RX_RST, sk_err=RESET)
+    assert (record.tls.result, record.error) == ("rejected", "EPROTO")
+
+
+@pytest.mark.parametrize(
+    ("ms", "result", "error"), [(899, "failed", "ECANCELED"), (900, "timeout", "ETIMEDOUT")]
+)
+def test_quic_that_was_given_up(ms, result, error) -> None:
+    flags = int(ConnFlag.UDP | ConnFlag.QUIC | ConnFlag.PACKETS)
+    record = record_of(conn(0, took=0, end=ms, flags=flags))
+    assert (record.tls.result, record.error) == (result, error)
+
+
+def us_of(record):
+    return record.txn_resp_us
+
+
+BEGUN = [
+    (10_000, 512, 22, False, True),
+    (30_000, 122, 22, True, True),
+    (30_000, 2300, 23, True, False),
+    (31_000, 1, 20, False, True),
+    (31_000, 53, 23, False, False),
+]
+TICKET = (51_000, 250, 23, True, True)
+
+
+def upload(*log, ticket_at=None):
+    """A capture whose log is full before the answer, from 32 ms on."""
+    entries = [*BEGUN, *log]
+    us = 32_000 if not log else log[-1][0] + 1000
+    while len(entries) < 32:
+        if ticket_at == len(entries):
+            entries.append((us, *TICKET[1:]))
+        entries.append((us, 1700 + len(entries), 23, False, True))
+        us += 1000
+    capture = Capture("tls13_full")
+    capture.log = log_of(entries[:32])
+    return capture
+
+
+def counted(ms, **fields):
+    """A turn that the kernel side counted."""
+    return {
+        "turn_count": 1,
+        "turn_sum_ns": ms * MS,
+        "turn_max_ns": ms * MS,
+        "last_dir": 1,
+        **fields,
+    }
+
+
+def test_an_upload_that_filled_the_log_is_answered_by_the_turn_counted_since() -> None:
+    # the turn began with Finished, at 31 ms; the request a millisecond later
+    assert us_of(tls_record(upload(), **counted(500))) == 499_000
+    # or with the request, after two tickets
+    capture = upload(TICKET, TICKET)
+    assert us_of(tls_record(capture, **counted(500))) == 500_000
+    # up to TLS 1.2 any answer is one, however soon
+    begun = json.loads((DATA / "tls12_full.json").read_text())["log"]
+    begun = begun[: next(i for i, entry in enumerate(begun) if entry[2] == 23)]
+    asked_us = begun[-1][0] + 500
+    capture = Capture("tls12_full")
+    capture.log = log_of(
+        [*begun, *((asked_us + i, 2000 + i, 23, False, True) for i in range(32 - len(begun)))]
+    )
+    assert us_of(tls_record(capture, **counted(3))) == 3000
+    # a reset after it finds a connection that has served
+    record = tls_record(upload(), RX_RST, sk_err=RESET, **counted(500))
+    assert (record.state, record.error) == ("closed", "ECONNRESET")
+
+
+def test_where_nothing_was_sent_after_the_answer_the_turn_s_own_begin_is_known() -> None:
+    capture = upload(ticket_at=20)  # with more of the body behind it, from some packet on
+    fields = counted(500, last_dir=2, turn_start_ns=conn(0).connect_ns + 60 * MS)
+    assert us_of(tls_record(capture, **fields)) == 60_000 + 500_000 - 32_000
+    assert us_of(tls_record(capture, **counted(500))) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        (0, {"turn_count": 0, "turn_sum_ns": 0}),
+        (0, {"turn_count": 2}),
+        (0, {"turn_sum_ns": 40 * MS}),  # may be a ticket
+        (int(ConnFlag.TLS_LATE), {}),  # may be what was said before TLS
+        (int(ConnFlag.RX_GAP), {}),
+        (int(ConnFlag.TX_GAP), {}),
+    ],
+)
+def test_an_answer_after_the_log_that_is_not_known_exactly(flags, fields) -> None:
+    assert us_of(tls_record(upload(), flags, **{**counted(500), **fields})) is None
+
+
+def test_a_turn_that_may_have_begun_before_finished_tells_nothing() -> None:
+    capture = upload()
+    entries = [(30_500, 1, 20, False, True) if i == 3 else None for i in range(32)]
+    log = bytearray(capture.log)
+    log[3 * 8 : 4 * 8] = log_of([entries[3]])
+    capture.log = bytes(log)  # the client changed ciphers before the server's flight was whole
+    assert us_of(tls_record(capture, **counted(500))) is None
+
+
 def test_turns_of_the_log_and_those_counted_after_it_add_up() -> None:
     alone = tls_record().turns
     more = tls_record(turn_count=7, turn_sum_ns=70_000_000, turn_max_ns=50_000_000).turns
@@ -265,6 +423,51 @@ def test_a_server_that_speaks_first_inside_tls_greets() -> None:
     # what was said before TLS began comes first; and a proxy's answer to CONNECT is no greeting
     assert tls_record(capture, int(ConnFlag.TLS_LATE)).greeting_us is None
     assert tls_record().greeting_us is None
+
+
+LATE_US = 0xFFFFFFFF  # more does not fit into a log's entry
+
+
+def test_a_log_without_times_has_no_figures() -> None:
+    kept = json.loads((DATA / "tls13_idle_then_request.json").read_text())["log"]
+    *entries, request, answer = kept
+    capture = Capture("tls13_idle_then_request")
+    capture.log = log_of([*entries, [LATE_US, *request[1:]], [LATE_US, *answer[1:]]])
+    record = tls_record(capture)
+    assert record.tls_us > 0 and record.tls.result == "ok"
+    assert (record.txn_resp_us, record.turns) == (None, None)
+    # broken off later it has served all the same
+    record = tls_record(capture, RX_RST, sk_err=RESET)
+    assert (record.state, record.error) == ("closed", "ECONNRESET")
+    # TLS that begins so late
+    capture.log = log_of([[LATE_US, *rest] for _, *rest in kept])
+    record = tls_record(capture, int(ConnFlag.TLS_LATE))
+    assert (record.tls.result, record.tls_us) == ("ok", None)
+    assert (record.txn_resp_us, record.greeting_us, record.turns) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("sni", "host"),
+    [
+        ("a.example", "a.example"),
+        ("a.example.", "a.example"),
+        ("A.Example:8443", "a.example"),
+        ("a.example.:443", "a.example"),
+        ("10.example", "10.example"),
+        ("192.0.2.1", None),
+        ("192.0.2.1.", None),
+        ("192.0.2.1:443", None),
+        ("::1", None),
+        ("2001:db8::1", None),
+        ("[2001:db8::1]:443", None),
+        (".", None),
+    ],
+)
+def test_the_name_in_a_clienthello_is_the_host(sni, host) -> None:
+    connection = FULL.on(conn(0, end=1000))
+    record = record_of(connection, hello(connection, client_hello(sni)))
+    assert record.tls.sni == sni
+    assert (record.host, record.host_source) == (host, "sni" if host else None)
 
 
 def test_the_protocol_chosen_is_told_apart_from_those_offered() -> None:

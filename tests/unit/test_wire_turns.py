@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from monitor.wire.turns import LATE_US
 from tests.unit.tls_log import CCS, CLIENT, H2, HS, RESUMED, RESUMING, SERVER, START, judge, rx, tx
 
 
@@ -273,3 +274,110 @@ def test_later_streams_of_http2_are_turns(program):
     assert wire.h2_guess
     assert wire.turn_count == count
     assert abs(wire.turn_sum_us / 1000 - total_ms) < 12, wire
+
+
+@pytest.mark.parametrize("tickets", [(250, 250), (250, 266)])
+def test_a_ticket_that_waits_for_a_delayed_acknowledgement_is_no_greeting(tickets):
+    """A server without TCP_NODELAY, a client that says nothing yet."""
+    first, second = tickets
+    log = [*START, rx(61, first), rx(261, second), tx(5000, 200), rx(5100, 500)]
+    wire = judge(log)
+    assert (wire.tickets, wire.greeting_us) == (2, None)
+    assert (wire.request_us, wire.response_us, wire.turn_count) == (5_000_000, 5_100_000, 1)
+    # the first in time, the second not: a server that speaks
+    wire = judge([*START, rx(61, first), rx(461, second), tx(5000, 200), rx(5100, 500)])
+    assert wire.greeting_us is not None
+
+
+CHUNKS = [tx(41.2, 200), tx(41.3, 5100)]
+
+
+@pytest.mark.parametrize("sent", [CHUNKS, [tx(41.2, 200), tx(41.3, 16401)], [tx(41.2, 900)]])
+@pytest.mark.parametrize("more", [[tx(61.6, 16401)], [tx(61.6, 16401), tx(61.7, 40)]])
+@pytest.mark.parametrize("tickets", [1, 2])
+def test_a_ticket_amid_an_upload_is_no_answer(sent, more, tickets):
+    log = [*START, *sent]
+    for _ in range(tickets):
+        log += [rx(61.5, 250), *more]
+    wire = judge([*log, rx(2000, 150)])
+    assert (wire.request_us, wire.response_us) == (41_200, 2_000_000)
+    assert (wire.turn_count, wire.tickets) == (1, tickets)
+
+
+def test_a_ticket_between_two_chunks_of_a_body_is_no_answer():
+    wire = judge([*START, *CHUNKS, rx(61.5, 140), tx(70, 3300), tx(80, 700), rx(2000, 150)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (2_000_000, 1, 1)
+    # a record that comes too late for a ticket is an answer, whatever follows
+    wire = judge([*START, *CHUNKS, rx(161.5, 140), tx(170, 16401), rx(2000, 150)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (161_500, 2, 0)
+    # as is one with the ticket's length that comes after the time for tickets
+    wire = judge([*START, *CHUNKS, rx(61.5, 140), tx(70, 16401), rx(2000, 140)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (2_000_000, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "tickets",
+    [
+        [rx(61.5, 250), rx(61.5, 250), tx(70, 2200)],
+        [rx(61.5, 250), tx(70, 2200), rx(90.5, 250)],  # what came in between acknowledged the first
+        [rx(61.5, 250), tx(150, 2200), rx(170.5, 250), tx(175, 60)],
+        [rx(61.5, 250), rx(121.5, 250), tx(150, 2200)],  # a delayed acknowledgement
+    ],
+)
+def test_two_tickets_after_a_head_alone(tickets):
+    wire = judge([*START, tx(41.2, 200), *tickets, tx(180, 4000), rx(2000, 150)])
+    assert (wire.request_us, wire.response_us) == (41_200, 2_000_000)
+    assert (wire.turn_count, wire.tickets) == (1, 2)
+
+
+@pytest.mark.parametrize("asked", [[tx(41.2, 1500)], [tx(41.2, 300), tx(41.3, 900)]])
+def test_large_requests_of_one_record_each_are_requests(asked):
+    """With cookies: a server without tickets answers each."""
+    wire = judge([*START, *asked, rx(61.5, 300), tx(70, 1500), rx(95, 340)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (61_500, 2, 0)
+    wire = judge([*START, *asked, rx(61.5, 300), tx(70, 1500), rx(195, 300)])
+    assert (wire.response_us, wire.turn_count, wire.tickets) == (61_500, 2, 0)
+
+
+# ---- times that no longer fit into the log (after 71 minutes) ------------------------------------
+
+LATE = LATE_US / 1000
+TICKETS = [rx(61, 250), rx(61, 250)]
+FIRST = [tx(70, 120), rx(91, 400)]
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+@pytest.mark.parametrize("before", [[], FIRST])
+def test_turns_of_unknown_times_do_not_count_as_none(before, turns):
+    wire = judge([*START, *TICKETS, *before, *[tx(LATE, 120), rx(LATE, 400)] * turns])
+    assert not wire.turns_timed
+    assert wire.spoke
+    assert wire.turn_count == turns + len(before) // 2
+    assert (wire.request_us, wire.response_us) == ((70_000, 91_000) if before else (None, None))
+
+
+def test_an_answer_of_unknown_time():
+    wire = judge([*START, *TICKETS, tx(70, 120), rx(LATE, 400)])
+    assert (wire.request_us, wire.response_us, wire.turns_timed) == (70_000, None, False)
+
+
+def test_what_is_late_and_no_turn_leaves_the_turns_known():
+    for more in ([], [tx(LATE, 120)], [tx(LATE, 19)], [rx(LATE, 19)]):  # asked only, goodbyes
+        wire = judge([*START, *TICKETS, *FIRST, *more])
+        assert (wire.turns_timed, wire.turn_count, wire.turn_sum_us) == (True, 1, 21_000)
+
+
+def test_late_streams_of_http2_are_not_left_out():
+    begun = [*START, tx(41.1, 86), tx(41.1, 70), rx(61, 35), tx(61.3, 26), rx(99, 900)]
+    assert judge([*begun, rx(LATE, 34), tx(LATE, 34)], client=H2).turns_timed  # a ping
+    wire = judge([*begun, tx(LATE, 30), rx(LATE, 62)], client=H2)
+    assert wire.h2_guess
+    assert not wire.turns_timed
+
+
+def test_a_handshake_of_unknown_times_took_no_known_time():
+    log = [(LATE_US, *rest) for _, *rest in [*START, *FIRST]]
+    wire = judge(log)
+    assert (wire.result, wire.hello_us, wire.handshake_done_us) == ("ok", None, None)
+    wire = judge([*log[:4], rx(LATE, 80)], client=NO_PSK)
+    assert wire.greeting_us is None
