@@ -243,6 +243,97 @@ def test_results_and_errors_pass_through(plain):
         assert probe() == expected
 
 
+@pytest.mark.parametrize("positional", [(), (5,), (5, 6, 7)])
+def test_every_wrapped_function_hands_on_what_it_is_given(monkeypatch, positional):
+    with conmon.watch():
+        wrapped = [(owner, name) for owner, name, _, _ in conmon.watching._watcher._restore]
+    assert len(wrapped) > 20
+    seen = []
+
+    def original(*given, **named):
+        seen.append((given, named))
+        return 0
+
+    objects = {
+        socket.socket: socket.socket(),
+        ssl.SSLSocket: ssl.create_default_context().wrap_socket(
+            socket.socket(), server_hostname="x"
+        ),
+        ssl.SSLObject: ssl.create_default_context().wrap_bio(
+            ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="x"
+        ),
+    }
+    calls = []
+    with monkeypatch.context() as patch:
+        for owner, name in wrapped:
+            patch.setattr(owner, name, original)
+        with conmon.watch():
+            for owner, name in wrapped:
+                own = (objects[owner],) if owner in objects else ()
+                calls.append(((*own, *positional), {"sock": 1, "host": None, "anything": 2}))
+                getattr(owner, name)(*calls[-1][0], **calls[-1][1])
+    for one in (socket.socket, ssl.SSLSocket):
+        objects[one].close()
+    assert seen == calls
+
+
+def test_keywords_are_taken_as_ever_and_seen(secure, authority, plain):
+    context = ssl.create_default_context(cafile=authority[0])
+    ask = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with conmon.watch() as records:
+        port = int(plain.rsplit(":", 1)[1].strip("/"))
+        assert socket.getaddrinfo(host="localhost", port=port)
+        with socket.create_connection(("localhost", port)) as sock:
+            sock.send(ask)
+            buffer = bytearray(20)
+            assert sock.recv_into(buf := bytearray(4), nbytes=4) == 4
+            assert sock.recv_into(buffer=buffer, nbytes=8, flags=0) == 8
+            assert bytes(buf + buffer[:8]) == b"HTTP/1.1 200"
+            with pytest.raises(TypeError):
+                sock.recv(bufsize=4)
+        port = int(secure.rsplit(":", 1)[1].strip("/"))
+        sock = socket.create_connection(("localhost", port))
+        with context.wrap_socket(
+            sock, server_hostname="localhost", do_handshake_on_connect=False
+        ) as sock:
+            sock.do_handshake(block=True)
+            sock.send(data=ask[:4], flags=0)
+            sock.write(data=ask[4:])
+            assert sock.read(len=4) == b"HTTP"
+            assert sock.read(len=8, buffer=buffer) == 8
+            assert bytes(buffer[:8]) == b"/1.1 200"
+            with pytest.raises(TypeError):
+                sock.read(size=4)
+        with socket.create_connection(("localhost", port)) as sock:
+            beside(sock, context, ask)
+    assert len(records) == 3
+    for record in records:
+        check(record)
+        assert record.host == "localhost"
+        assert record.txn_resp_us >= DELAY_S * 1e6 / 2
+    assert [record.tls is not None for record in records] == [False, True, True]
+
+
+def beside(sock, context, ask):
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+
+    def until(call):
+        while True:
+            try:
+                return call()
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(4096))
+
+    until(tls.do_handshake)
+    tls.write(data=ask)
+    sock.sendall(outgoing.read())
+    assert until(lambda: tls.read(len=4)) == b"HTTP"
+    buffer = bytearray(8)
+    assert until(lambda: tls.read(len=8, buffer=buffer)) == 8
+
+
 def test_what_is_open_at_the_end_is_told_as_open(plain):
     port = int(plain.rsplit(":", 1)[1].strip("/"))
     with conmon.watch() as records:
