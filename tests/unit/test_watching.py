@@ -435,8 +435,54 @@ def test_run_a_module_and_what_cannot_be_run(plain, tmp_path):
     assert done.stdout == "__main__ ['a']\n"
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
-    assert run(tmp_path / "none.py").returncode == 2
+    for name in ("none.py", tmp_path / "none.py"):
+        done = run(name)
+        assert done.returncode == 2
+        assert done.stderr == f"conmon: cannot read {name}: No such file or directory\n"
     assert run().returncode == 2
+
+
+def test_a_script_that_misses_a_file_of_its_own_says_so_itself(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"raise FileNotFoundError(2, 'its own', {str(script)!r})")
+    done = run(script)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+LATE = """
+import atexit, concurrent.futures, sys, threading, time, urllib.request
+
+def ask(*_):
+    time.sleep(0.3)
+    urllib.request.urlopen(sys.argv[1]).read()
+
+url = sys.argv[1]
+threading.Thread(target=ask).start()
+concurrent.futures.ThreadPoolExecutor().submit(ask)
+atexit.register(ask)
+"""
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 0), ("sys.exit(3)", 3), ("1 / 0", 1)])
+def test_run_waits_for_all_that_python_waits_for(plain, tmp_path, last, code):
+    script, out = tmp_path / "script.py", tmp_path / "records"
+    script.write_text(LATE + last)
+    done = run("--json", out, script, plain)
+    assert done.returncode == code
+    records = [conmon.Record.from_json(line) for line in out.read_bytes().splitlines()]
+    assert [record.prot_specific["resp"] for record in records] == [200] * 3
+    assert done.stderr.count("Error") == (last == "1 / 0")
+    assert run(script, plain).stderr.count("localhost") == 3
+
+
+def test_a_process_that_forked_shows_what_all_did_once(plain, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nchild = os.fork()\n" + LATE + "if child: os.waitpid(child, 0)"
+    )
+    assert run(script, plain).stderr.count("RESPONSE") == 1
+    assert run(script, plain).stderr.count("localhost") == 6
 
 
 def test_the_sitecustomize_that_was_there_still_is(plain, tmp_path):
