@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Sequence
 from functools import cache
 
 from .escape import printable
 
-__all__ = ["address", "columns", "count", "duration", "name", "size", "user"]
+__all__ = ["address", "clock", "columns", "count", "duration", "name", "size", "user"]
 
 
 def duration(us: int | None) -> str:
@@ -53,6 +54,18 @@ def address(raddr: str | None, port: int | None) -> str:
     if raddr is None:
         return "-"
     return f"[{raddr}]:{port}" if ":" in raddr else f"{raddr}:{port}"
+
+
+def clock(moment: str | None, limit: int = 12) -> str:
+    """The time of day here, to the millisecond, of a moment in RFC 3339; a dash where not known."""
+    if moment is None:
+        return "-"
+    try:
+        # before Python 3.11 it knew no Z
+        there = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
+        return there.astimezone().strftime("%H:%M:%S.%f")[:limit]
+    except (ValueError, OverflowError):
+        return printable(moment, limit)
 
 
 @cache

@@ -20,7 +20,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 import conmon
 from conmon import Record
 from conmon.waterfall import waterfall
-from conmon.words import address, count, duration, name, size, user
+from conmon.words import address, clock, count, duration, name, size, user
 
 __all__ = ["Top"]
 
@@ -393,7 +393,7 @@ def _record_cells(record: Record) -> list[str]:
     tcp = record.tcp
     state = name(record.error) if record.state == "failed" and record.error else record.state
     return [
-        (record.start or "-")[11:23] or "-",
+        clock(record.start),
         state,
         name(record.host),
         address(record.raddr, record.rport),
