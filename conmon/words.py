@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from .escape import printable
+from .escape import printable, width
 
 __all__ = ["address", "clock", "columns", "count", "duration", "name", "size", "user"]
 
@@ -87,13 +87,13 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     Args:
         left: so many columns are flush left, those after it flush right.
     """
-    table = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    table = [[(cell, width(cell)) for cell in row] for row in (head, *rows)]
+    widths = [max(row[i][1] for row in table) for i in range(len(head))]
     lines = []
     for row in table:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ]
+        cells = []
+        for i, (cell, used) in enumerate(row):
+            blank = " " * (widths[i] - used)
+            cells.append(cell + blank if i < left else blank + cell)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

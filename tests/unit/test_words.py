@@ -7,7 +7,8 @@ import time
 import pytest
 
 from conmon import Record
-from conmon.words import clock
+from conmon.escape import width
+from conmon.words import clock, columns
 from monitor.cli.ctl.commands import _deep_lines, _record_line
 from monitor.cli.ctl.top import _record_cells
 from monitor.cli.table import Table
@@ -46,3 +47,10 @@ def test_times_of_day_are_local_wherever_they_are_shown(east):
 )
 def test_what_is_no_time_is_shown_as_it_came(east, moment, shown):
     assert clock(moment) == shown
+
+
+def test_columns_line_up_by_what_the_terminal_shows():
+    rows = [["漢字", "1", "x"], ["abcdef", "12", "y"], ["ab", "漢", "漢"]]
+    lines = columns(["A", "B", "C"], rows, left=2).splitlines()
+    assert lines == ["A       B    C", "漢字    1    x", "abcdef  12   y", "ab      漢  漢"]
+    assert {width(line) for line in lines} == {14}
