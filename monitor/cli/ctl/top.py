@@ -191,11 +191,12 @@ class _Groups(_Page):
             self.words("asking conmond ...")
             return
         rows = [(_key(row), _cells(row, self.by)) for row in held["processes"]]
-        rows = [row for row in rows if any(self.wanted in cell.lower() for cell in row[1][:3])]
         who = ["PID", "COMM", "USER"] if self.by == "process" else [self.by.upper()]
+        names = len(who)
+        rows = [row for row in rows if any(self.wanted in cell.lower() for cell in row[1][:names])]
         head = [*who, "OPEN", "OPENED", "FAILED", "SENT", "RECV"]
         head += [f"{word} p50/p95" for _, word in _PHASES]
-        self.query_one(_Table).put(head, rows, 3 if self.by == "process" else 1)
+        self.query_one(_Table).put(head, rows, names)
         window = f"last {self.since}" if self.since else "since conmond started"
         text = (
             f"conmonctl top  {held['total']} by {self.by}, {window}, {_SORT_WORDS[self.sort]} first"
