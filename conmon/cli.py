@@ -182,9 +182,28 @@ def _who(psutil: Any, pid: int | None) -> dict[str, Any]:
     return who
 
 
-def conns(given: argparse.Namespace) -> int:
-    """Print the connections that are open now."""
-    rows = userspace_connections()
+def conns(
+    given: argparse.Namespace,
+    *,
+    pid: int | None = None,
+    comm: str | None = None,
+    uid: int | None = None,
+    limit: int | None = None,
+) -> int:
+    """Print the connections that are open now.
+
+    Args:
+        pid, comm, uid: only those of this process, of processes with this name, of this user.
+        limit: at most so many; 0 or None is all.
+    """
+    wanted = [
+        row
+        for row in userspace_connections()
+        if (pid is None or row["pid"] == pid)
+        and (comm is None or _is_named(row["comm"], comm))
+        and (uid is None or row["uid"] == uid)
+    ]
+    rows = wanted[:limit] if limit else wanted
     if given.json:
         for row in rows:
             print(json.dumps(row, separators=(",", ":")))
@@ -198,8 +217,15 @@ def conns(given: argparse.Namespace) -> int:
         for row in rows
     ]  # fmt: skip
     print(columns(["PID", "COMM", "USER", "LOCAL", "PEER", "STATE"], lines, left=6))
+    if len(wanted) > len(rows):
+        print(f"{len(wanted) - len(rows)} more; --limit 0 shows all", file=sys.stderr)
     print("from psutil: no latencies; conmond tells them", file=sys.stderr)
     return EXIT_OK
+
+
+# The kernel cuts a name after 15 bytes, psutil finds the rest; either may be asked for.
+def _is_named(comm: str | None, wanted: str) -> bool:
+    return comm is not None and wanted in (comm, comm[:15])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

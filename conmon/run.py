@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import os
 import runpy
 import sys
@@ -53,7 +54,11 @@ class _Appender:
 
 
 def watch_this_process(path: str) -> contextlib.ExitStack:
-    """Watch until the process ends; records go to the file."""
+    """Watch until the process ends; records go to the file.
+
+    That is after Python has waited for its threads, and has called the program's own atexit
+    functions: the last that was registered is called first.
+    """
     stack = contextlib.ExitStack()
     stack.enter_context(watch(on_record=_Appender(path)))
     atexit.register(stack.close)
@@ -74,6 +79,14 @@ def main(words: Sequence[str]) -> int:
     given = parser.parse_args(mine)
     if given.module is None and not rest:
         parser.error("name a script, or a module with -m")
+    if given.module is None:
+        try:
+            os.stat(rest[0])
+            if not os.access(rest[0], os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as exc:
+            print(f"conmon: cannot read {rest[0]}: {exc.strerror}", file=sys.stderr)
+            return 2
     path, made = given.json, False
     try:
         if path is None:
@@ -86,13 +99,19 @@ def main(words: Sequence[str]) -> int:
     except OSError as exc:
         print(f"conmon: cannot write {path}: {exc.strerror}", file=sys.stderr)
         return 2
-    try:
-        return _run(given.module, rest, path)
-    finally:
-        if made:
-            _show(path)
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+    if made:
+        atexit.register(_show_and_remove, path, os.getpid())
+    watch_this_process(path)
+    return _run(given.module, rest, path)
+
+
+# A child that was forked off ends in here, too.
+def _show_and_remove(path: str, pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    _show(path)
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 # What comes after the script or the module is the program's own.
@@ -116,29 +135,23 @@ def _run(module: str | None, rest: list[str], path: str) -> int:
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (_SITE, before, package) if p)
     code = 0
-    with watch(on_record=_Appender(path)):
-        try:
-            if module is not None:
-                sys.argv = [module, *rest]
-                sys.path.insert(0, os.getcwd())
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
-            else:
-                sys.argv = rest
-                sys.path.insert(0, os.path.dirname(os.path.abspath(rest[0])))
-                runpy.run_path(rest[0], run_name="__main__")
-        except SystemExit as exc:
-            if exc.code is None:
-                code = 0
-            elif isinstance(exc.code, int):
-                code = exc.code
-            else:
-                print(exc.code, file=sys.stderr)
-                code = 1
-        except FileNotFoundError as exc:
-            if module is None and exc.filename == rest[0]:
-                print(f"conmon: cannot read {rest[0]}: {exc.strerror}", file=sys.stderr)
-                return 2
-            raise
+    try:
+        if module is not None:
+            sys.argv = [module, *rest]
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = rest
+            sys.path.insert(0, os.path.dirname(os.path.abspath(rest[0])))
+            runpy.run_path(rest[0], run_name="__main__")
+    except SystemExit as exc:
+        if exc.code is None:
+            code = 0
+        elif isinstance(exc.code, int):
+            code = exc.code
+        else:
+            print(exc.code, file=sys.stderr)
+            code = 1
     sys.stdout.flush()
     return code
 

@@ -182,13 +182,13 @@ class _Watcher:
     # -- lookups ------------------------------------------------------------------------------
 
     def _getaddrinfo(self, original: Any) -> Any:
-        def getaddrinfo(host: Any, *rest: Any, **named: Any) -> Any:
-            name = _text(host)
+        def getaddrinfo(*given: Any, **named: Any) -> Any:
+            name = _text(_first(given, named, "host"))
             if name is None:
-                return original(host, *rest, **named)
+                return original(*given, **named)
             lookup = Lookup(name, now_ns())
             try:
-                found = original(host, *rest, **named)
+                found = original(*given, **named)
             except (OSError, UnicodeError) as exc:
                 if not lookup.literal:
                     self._track.lookup_failed(lookup, exc)
@@ -201,13 +201,13 @@ class _Watcher:
         return getaddrinfo
 
     def _gethostbyname(self, original: Any) -> Any:
-        def gethostbyname(host: Any) -> Any:
-            name = _text(host)
+        def gethostbyname(*given: Any, **named: Any) -> Any:
+            name = _text(_first(given, named, "host"))
             if name is None:
-                return original(host)
+                return original(*given, **named)
             lookup = Lookup(name, now_ns())
             try:
-                found = original(host)
+                found = original(*given, **named)
             except (OSError, UnicodeError) as exc:
                 if not lookup.literal:
                     self._track.lookup_failed(lookup, exc)
@@ -224,12 +224,12 @@ class _Watcher:
     # -- connect ------------------------------------------------------------------------------
 
     def _connect(self, original: Any) -> Any:
-        def connect(sock: Any, address: Any) -> Any:
-            state = self._track.attempt(sock, address)
+        def connect(sock: Any, /, *given: Any, **named: Any) -> Any:
+            state = self._track.attempt(sock, given[0]) if len(given) == 1 else None
             if state is None:
-                return original(sock, address)
+                return original(sock, *given, **named)
             try:
-                result = original(sock, address)
+                result = original(sock, *given, **named)
             except BaseException as exc:
                 self._track.attempt_returned(sock, state, exc)
                 raise
@@ -239,12 +239,12 @@ class _Watcher:
         return connect
 
     def _connect_ex(self, original: Any) -> Any:
-        def connect_ex(sock: Any, address: Any) -> Any:
-            state = self._track.attempt(sock, address)
+        def connect_ex(sock: Any, /, *given: Any, **named: Any) -> Any:
+            state = self._track.attempt(sock, given[0]) if len(given) == 1 else None
             if state is None:
-                return original(sock, address)
+                return original(sock, *given, **named)
             try:
-                code = original(sock, address)
+                code = original(sock, *given, **named)
             except BaseException as exc:
                 self._track.attempt_returned(sock, state, exc)
                 raise
@@ -254,9 +254,9 @@ class _Watcher:
         return connect_ex
 
     def _getsockopt(self, original: Any) -> Any:
-        def getsockopt(sock: Any, *what: Any) -> Any:
-            result = original(sock, *what)
-            if what == _SO_ERROR:
+        def getsockopt(sock: Any, /, *given: Any, **named: Any) -> Any:
+            result = original(sock, *given, **named)
+            if given == _SO_ERROR:
                 with contextlib.suppress(Exception):
                     state = self._track.states.get(id(sock))
                     if state is not None and state.pending:
@@ -269,22 +269,23 @@ class _Watcher:
     # -- bytes on the socket itself -----------------------------------------------------------
 
     def _send(self, original: Any) -> Any:
-        def send(sock: Any, data: Any, *rest: Any) -> Any:
+        def send(sock: Any, /, *given: Any, **named: Any) -> Any:
             state = self._track.states.get(id(sock))
             if state is not None and not state.tls:
-                self._sending(sock, state, data)
-            return original(sock, data, *rest)
+                self._sending(sock, state, _first(given, named, "data"))
+            return original(sock, *given, **named)
 
         return send
 
     def _sendmsg(self, original: Any) -> Any:
-        def sendmsg(sock: Any, buffers: Any, *rest: Any) -> Any:
+        def sendmsg(sock: Any, /, *given: Any, **named: Any) -> Any:
             state = self._track.states.get(id(sock))
-            if state is not None and not state.tls:
-                buffers = list(buffers)
+            if state is not None and not state.tls and given and hasattr(given[0], "__iter__"):
+                buffers = list(given[0])  # it may be told only once
+                given = (buffers, *given[1:])
                 if buffers:
                     self._sending(sock, state, buffers[0])
-            return original(sock, buffers, *rest)
+            return original(sock, *given, **named)
 
         return sendmsg
 
@@ -309,8 +310,8 @@ class _Watcher:
             state.measurement.sent(beginning, now_ns())
 
     def _recv(self, original: Any) -> Any:
-        def recv(sock: Any, *what: Any) -> Any:
-            data = original(sock, *what)
+        def recv(sock: Any, /, *given: Any, **named: Any) -> Any:
+            data = original(sock, *given, **named)
             state = self._track.states.get(id(sock))
             if state is not None and data and not state.tls:
                 with contextlib.suppress(Exception):
@@ -320,11 +321,12 @@ class _Watcher:
         return recv
 
     def _recv_into(self, original: Any) -> Any:
-        def recv_into(sock: Any, buffer: Any, *what: Any) -> Any:
-            count = original(sock, buffer, *what)
+        def recv_into(sock: Any, /, *given: Any, **named: Any) -> Any:
+            count = original(sock, *given, **named)
             state = self._track.states.get(id(sock))
             if state is not None and count and not state.tls:
                 with contextlib.suppress(Exception):
+                    buffer = _first(given, named, "buffer")
                     beginning = bytes(memoryview(buffer).cast("B")[: min(count, _PEEK)])
                     state.measurement.received(beginning, now_ns())
             return count
@@ -332,8 +334,8 @@ class _Watcher:
         return recv_into
 
     def _detach(self, original: Any) -> Any:
-        def detach(sock: Any) -> Any:
-            number = original(sock)
+        def detach(sock: Any, /, *given: Any, **named: Any) -> Any:
+            number = original(sock, *given, **named)
             state = self._track.states.pop(id(sock), None)
             if state is not None and number >= 0:
                 if len(self._detached) >= MAX_RACES:
@@ -344,11 +346,11 @@ class _Watcher:
         return detach
 
     def _close(self, original: Any) -> Any:
-        def _real_close(sock: Any, *rest: Any) -> Any:
+        def _real_close(sock: Any, /, *given: Any, **named: Any) -> Any:
             state = self._track.states.pop(id(sock), None)
             if state is not None:
                 self._track.ended(state, sock)
-            return original(sock, *rest)
+            return original(sock, *given, **named)
 
         return _real_close
 
@@ -363,14 +365,14 @@ class _Watcher:
         return state
 
     def _socket_handshake(self, original: Any) -> Any:
-        def do_handshake(sock: Any, *what: Any, **named: Any) -> Any:
+        def do_handshake(sock: Any, /, *given: Any, **named: Any) -> Any:
             state = self._secure_state(sock)
             if state is None or sock.server_side:
-                return original(sock, *what, **named)
+                return original(sock, *given, **named)
             state.tls = True
             state.measurement.tls_begun(now_ns())
             try:
-                result = original(sock, *what, **named)
+                result = original(sock, *given, **named)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except BaseException as exc:
@@ -385,23 +387,24 @@ class _Watcher:
         return do_handshake
 
     def _secure_send(self, original: Any) -> Any:
-        def send(sock: Any, data: Any, *rest: Any) -> Any:
+        def send(sock: Any, /, *given: Any, **named: Any) -> Any:
             state = self._track.states.get(id(sock))
             if state is not None and state.tls and sock._sslobj is not None:
                 with contextlib.suppress(Exception):
+                    data = _first(given, named, "data")
                     beginning = bytes(memoryview(data).cast("B")[:_PEEK])
                     if beginning:
                         state.measurement.sent(beginning, now_ns())
-            return original(sock, data, *rest)
+            return original(sock, *given, **named)
 
         return send
 
     def _secure_read(self, original: Any) -> Any:
-        def read(sock: Any, size: Any = 1024, buffer: Any = None) -> Any:
-            result = original(sock, size, buffer)
+        def read(sock: Any, /, *given: Any, **named: Any) -> Any:
+            result = original(sock, *given, **named)
             state = self._track.states.get(id(sock))
             if state is not None and result:
-                self._plaintext(state.measurement, result, buffer)
+                self._plaintext(state.measurement, result, _first(given[1:], named, "buffer"))
             return result
 
         return read
@@ -409,14 +412,14 @@ class _Watcher:
     # -- TLS beside a socket ------------------------------------------------------------------
 
     def _object_handshake(self, original: Any) -> Any:
-        def do_handshake(tls: Any) -> Any:
+        def do_handshake(tls: Any, /, *given: Any, **named: Any) -> Any:
             if tls.server_side:
-                return original(tls)
+                return original(tls, *given, **named)
             if tls not in self._begun:
                 self._begun[tls] = now_ns()
             self._handshakes.newest = weakref.ref(tls)
             try:
-                result = original(tls)
+                result = original(tls, *given, **named)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except BaseException as exc:
@@ -437,23 +440,24 @@ class _Watcher:
                 measurement.tls_failed(exc, now_ns(), tls.server_hostname, tls)
 
     def _object_write(self, original: Any) -> Any:
-        def write(tls: Any, data: Any) -> Any:
+        def write(tls: Any, /, *given: Any, **named: Any) -> Any:
             measurement = self._beside.get(tls)
             if measurement is not None:
                 with contextlib.suppress(Exception):
+                    data = _first(given, named, "data")
                     beginning = bytes(memoryview(data).cast("B")[:_PEEK])
                     if beginning:
                         measurement.sent(beginning, now_ns())
-            return original(tls, data)
+            return original(tls, *given, **named)
 
         return write
 
     def _object_read(self, original: Any) -> Any:
-        def read(tls: Any, size: Any = 1024, buffer: Any = None) -> Any:
-            result = original(tls, size, buffer)
+        def read(tls: Any, /, *given: Any, **named: Any) -> Any:
+            result = original(tls, *given, **named)
             measurement = self._beside.get(tls)
             if measurement is not None and result:
-                self._plaintext(measurement, result, buffer)
+                self._plaintext(measurement, result, _first(given[1:], named, "buffer"))
             return result
 
         return read
@@ -470,6 +474,12 @@ class _Watcher:
 
 
 _SO_ERROR = (socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+# The originals say what they take, by place or by name, in this release of Python and the next: all
+# is handed on to them as it came, and what a wrapper itself looks at may be in either.
+def _first(given: tuple[Any, ...], named: dict[str, Any], name: str) -> Any:
+    return given[0] if given else named.get(name)
 
 
 def _text(host: Any) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from .escape import printable
+from .escape import printable, width
 
-__all__ = ["address", "columns", "count", "duration", "name", "size", "user"]
+__all__ = ["address", "clock", "columns", "count", "duration", "name", "size", "user"]
 
 
 def duration(us: int | None) -> str:
@@ -55,6 +56,18 @@ def address(raddr: str | None, port: int | None) -> str:
     return f"[{raddr}]:{port}" if ":" in raddr else f"{raddr}:{port}"
 
 
+def clock(moment: str | None, limit: int = 12) -> str:
+    """The time of day here, to the millisecond, of a moment in RFC 3339; a dash where not known."""
+    if moment is None:
+        return "-"
+    try:
+        # before Python 3.11 it knew no Z
+        there = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
+        return there.astimezone().strftime("%H:%M:%S.%f")[:limit]
+    except (ValueError, OverflowError):
+        return printable(moment, limit)
+
+
 @cache
 def user(uid: int | None) -> str:
     """A user's name, or the number of one that has none here."""
@@ -74,13 +87,13 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     Args:
         left: so many columns are flush left, those after it flush right.
     """
-    table = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    table = [[(cell, width(cell)) for cell in row] for row in (head, *rows)]
+    widths = [max(row[i][1] for row in table) for i in range(len(head))]
     lines = []
     for row in table:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ]
+        cells = []
+        for i, (cell, used) in enumerate(row):
+            blank = " " * (widths[i] - used)
+            cells.append(cell + blank if i < left else blank + cell)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from conmon.record import Record
 from monitor.api.answer import to_json
 from monitor.api.parameters import Filters, ParameterError
 from monitor.correlate import Clock, Correlator
+from monitor.decode import peek_keys
 from monitor.errors import SourceError
 from monitor.keep import Keep
 from monitor.kernel.kernel import Kernel
@@ -273,6 +274,7 @@ class View:
                 for name, kind, why in self.kernel.hooks()
             ]
             maps = self.kernel.map_fill()
+            opened = self._open_count(maps) if sees_all else None
             libraries = self._libraries() if sees_all else None
             stats = self.keep.stats
             sizes = {
@@ -308,7 +310,7 @@ class View:
             "lost": lost if sees_all else None,
             "lost_total": sum(lost.values()) if sees_all else None,
             "records": records if sees_all else None,
-            "open": maps["conn_by_sk"][0] if sees_all else None,
+            "open": opened,
             "history": self._history_status(sees_all),
             "stats": sizes if sees_all else None,
             "clients": self._clients() if sees_all else None,
@@ -348,6 +350,17 @@ class View:
             self.deep_sessions = Deep(self.kernel, self.core, self.clock, self.lock)
         return self.deep_sessions.begin(pid, asker, seconds, most_percent)
 
+    # Older ones as they were listed last: this is asked for again and again, and by a machine.
+    def _open_count(self, maps: Mapping[str, tuple[int, int]]) -> int:
+        count = maps["conn_by_sk"][0]
+        older = set(self.older.cookies) if self.older is not None else None
+        if older:
+            for batch in self.kernel.connection_batches():
+                # an old socket that was connected once more is in the map, too
+                older.difference_update(cookie for _, cookie, _, _ in peek_keys(batch))
+            count += len(older)
+        return count
+
     def _gauges(self) -> Gauges:
         from monitor.api.metrics import Gauges
 
@@ -358,7 +371,7 @@ class View:
         return Gauges(
             version=monitor.__version__,
             kernel=os.uname().release,
-            open=maps["conn_by_sk"][0],
+            open=self._open_count(maps),
             lost=self.kernel.lost(),
             maps=maps,
             history_records=history.records if history is not None else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,13 +116,27 @@ def json_answer(data: Any, status: int = 200) -> Answer:
 
 
 def to_json(data: Any) -> bytes:
-    """Return data as one line of JSON."""
+    """Return data as one line of JSON in printable ASCII, for who shows it to a terminal."""
     try:
-        return orjson.dumps(data, option=orjson.OPT_APPEND_NEWLINE)
+        line = orjson.dumps(data, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError:
         import json
 
         return json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    if not line.isascii():
+        line = line.decode().encode("ascii", _ESCAPE)
+    return line.replace(b"\x7f", b"\\u007f")
+
+
+# orjson lets C1 and bidi controls through, and DEL. Outside strings JSON is ASCII.
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)), error.end
+
+
+_ESCAPE: Final = "conmon.json"
+codecs.register_error(_ESCAPE, _escape)
 
 
 def error(status: int, sentence: str, *headers: tuple[str, str]) -> Answer:

@@ -38,6 +38,7 @@ _UNITS_NS: Final = {
 }
 _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)([a-z]{0,2})", re.ASCII)
 _CURSOR: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
+_CURSOR_END: Final = 1 << 62  # likewise in monitor/history/query.py
 _LONGEST_NS: Final = 100 * 365 * _UNITS_NS["d"]
 
 FILTER_NAMES: Final = ("pid", "comm", "unit", "container", "uid", "host", "failed", "slow")
@@ -223,7 +224,7 @@ def cursor(given: Mapping[str, str], name: str) -> str | None:
         ParameterError: no answer said that.
     """
     text = given.get(name)
-    if text is not None and (_CURSOR.fullmatch(text) is None or int(text) >= 1 << 63):
+    if text is not None and (_CURSOR.fullmatch(text) is None or int(text) >= _CURSOR_END):
         raise ParameterError(f"{name} must be what an earlier answer gave as next")
     return text
 

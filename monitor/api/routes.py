@@ -269,7 +269,7 @@ class Routes:
                 raise ParameterError("the parameters here are: for, most")
         seconds = duration_ns("for", given.get("for", "60s")) / 1e9
         if not 0 < seconds <= _DEEP_MOST_S:
-            raise ParameterError(f"for must be at most {_DEEP_MOST_S} s")
+            raise ParameterError(f"for must be more than 0 and at most {_DEEP_MOST_S} s")
         most = given.get("most", str(_DEEP_PERCENT))
         if not _PERCENT.fullmatch(most):
             raise ParameterError("most must be percent of one CPU, such as 25")

@@ -233,7 +233,7 @@ def _run(given: argparse.Namespace) -> int:
         if given.command == "probe":
             return cli.probe(given)
         if given.command == "conns" and given.userspace:
-            return cli.conns(given)
+            return _userspace(given)
         return _ask(given)
     except conmon.DaemonUnreachable as exc:
         return _failed(exc, EXIT_UNREACHABLE)
@@ -243,6 +243,14 @@ def _run(given: argparse.Namespace) -> int:
         return _failed(exc, EXIT_USAGE)
     except conmon.ConmonError as exc:
         return _failed(exc, EXIT_FAILED)
+
+
+def _userspace(given: argparse.Namespace) -> int:
+    for what in ("unit", "container", "host"):
+        if getattr(given, what) is not None:
+            why = f"conns --userspace takes no --{what}: the system does not tell it"
+            return _failed(why, EXIT_USAGE)
+    return cli.conns(given, pid=given.pid, comm=given.comm, uid=given.uid, limit=given.limit)
 
 
 def _ask(given: argparse.Namespace) -> int:

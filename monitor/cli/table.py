@@ -7,12 +7,12 @@ before it where a new screenful begins. What each column says about a stage that
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from conmon.escape import printable, width
 from conmon.record import Attempt, Record
+from conmon.words import clock
 
 __all__ = ["Table", "latency", "outcome"]
 
@@ -256,13 +256,6 @@ def _process(record: Record, limit: int) -> str:
     return printable(comm, limit - len(pid)) + pid
 
 
-def _clock(start: str | None, limit: int) -> str:
-    if start is None:
-        return UNKNOWN
-    local = datetime.datetime.fromisoformat(start).astimezone()
-    return local.strftime("%H:%M:%S.%f")[:limit]
-
-
 class Table:
     """Renders records as rows.
 
@@ -322,7 +315,7 @@ class Table:
             elif name == "result":
                 text, style = printable(ending, limit), colour or row_colour
             elif name == "time":
-                text = _clock(record.start, limit)
+                text = UNKNOWN if record.start is None else clock(record.start, limit)
             elif name == "process":
                 text = _process(record, limit)
             elif name == "peer":

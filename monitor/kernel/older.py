@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, KeysView
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
@@ -93,6 +93,11 @@ class Older:
         """Return them as listed last, and begin to list again if that was long ago."""
         self.start()
         return self._conns.values()
+
+    @property
+    def cookies(self) -> KeysView[int]:
+        """Those of the ones that were listed last; nothing is listed for it."""
+        return self._conns.keys()
 
     def ended(self, cookie: int) -> None:
         """A connection whose begin was seen has ended: it is not one of these."""

@@ -178,7 +178,7 @@ def test_exit_codes(running, tmp_path):
     ctl(running, "tail", "--slow", "abc", check=2)
     # these are for the daemon to refuse
     assert (
-        "for must be at most" in ctl(running, "deep", "--pid", "1", "--for", "2h", check=2).stderr
+        "and at most 3600 s" in ctl(running, "deep", "--pid", "1", "--for", "2h", check=2).stderr
     )
     assert "percent" in ctl(running, "deep", "--pid", "1", "--most", "all", check=2).stderr
     ctl(running, "ps", "--by", "moon", check=2)

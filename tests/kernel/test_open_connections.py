@@ -65,6 +65,13 @@ def totals(client):
     return [row[key] for key in ("open", "opened", "bytes_sent", "bytes_received")]
 
 
+def figures(client):
+    """How many are open: as listed, as summed up, as doctor says."""
+    summed = client.processes(by="uid", limit=0)["processes"]
+    listed = client.get("/v1/connections", limit=1)["total"]
+    return listed, sum(row["open"] for row in summed), client.doctor()["open"]
+
+
 def grown(now, before):
     return tuple(a - b for a, b in zip(now, before, strict=True))
 
@@ -146,6 +153,8 @@ def test_connections_older_than_the_daemon_are_listed_until_they_end():
             assert row_of(client, cookie(far6)) is None
             open_before, opened_before, *_ = totals(client)
             assert open_before >= 2
+            # of the whole host, where others connect, too
+            assert wait_for(lambda: len(set(figures(client))) == 1)
             fresh = socket.create_connection(server.getsockname())
             assert row_of(client, cookie(fresh))["before_daemon"] is False
             # one row for the process, though /proc knows its start in hundredths of a second

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from conmon import BadRequest, Daemon
+from conmon import BadRequest, Daemon, cli
 from monitor.api import routes
 from monitor.cli import conmonctl
 
@@ -49,6 +50,51 @@ def test_what_the_daemon_refuses_is_usage(monkeypatch, capsys):
     monkeypatch.setattr(Daemon, "get", refuse)
     assert conmonctl.main(["ps"]) == 2
     assert capsys.readouterr().err == "conmonctl: most must be percent of one CPU, such as 25\n"
+
+
+LONG = "a-name-that-the-kernel-cuts"
+HELD = [
+    {"pid": pid, "comm": comm, "uid": uid, "laddr": "127.0.0.1", "lport": 1000,
+     "raddr": "127.0.0.2", "rport": 443, "tcp_state": "ESTABLISHED"}
+    for pid, comm, uid in ((1, "one", 0), (2, "two", 0), (3, "two", 7), (4, LONG, 7),
+                           (None, None, None))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "pids"),
+    [
+        ("", [1, 2, 3, 4, None]),
+        ("--pid 2", [2]),
+        ("--comm two", [2, 3]),
+        ("--comm tw", []),
+        (f"--comm {LONG}", [4]),
+        (f"--comm {LONG[:15]}", [4]),  # as conmond has it
+        ("--uid 7", [3, 4]),
+        ("--uid 0 --comm two", [2]),
+        ("--limit 2", [1, 2]),
+        ("--limit 1 --uid 7", [3]),
+        ("--limit 0", [1, 2, 3, 4, None]),
+    ],
+)
+def test_what_the_system_tells_is_chosen_from(monkeypatch, capsys, words, pids):
+    monkeypatch.setattr(cli, "userspace_connections", lambda: HELD)
+    assert conmonctl.main(["conns", "--userspace", "--json", *words.split()]) == 0
+    out = capsys.readouterr().out
+    assert [json.loads(line)["pid"] for line in out.splitlines()] == pids
+    assert conmonctl.main(["conns", "--userspace", *words.split()]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 + len(pids)
+    assert ("more; --limit 0 shows all" in err) == (words in ("--limit 2", "--limit 1 --uid 7"))
+
+
+@pytest.mark.parametrize("what", ["unit", "container", "host"])
+def test_what_the_system_does_not_tell_is_usage(monkeypatch, capsys, what):
+    monkeypatch.setattr(cli, "userspace_connections", lambda: HELD)
+    assert conmonctl.main(["conns", "--userspace", f"--{what}", "x"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"--{what}" in err
 
 
 def test_what_can_be_sorted_by_is_what_the_daemon_knows():

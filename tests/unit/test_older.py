@@ -35,6 +35,15 @@ def test_later_listings_only_take_away(monkeypatch):
     assert older.failed is None
 
 
+def test_those_listed_last_are_told_without_a_new_listing(monkeypatch):
+    older = lister(monkeypatch, [conn(1), conn(2)])
+    assert set(older.cookies) == set()
+    older._list()
+    monkeypatch.setattr(time, "monotonic", lambda: older._at + 10 * REFRESH_S)
+    assert set(older.cookies) == {1, 2}
+    assert older._thread is None
+
+
 def test_a_listing_that_fails_takes_nothing_away(monkeypatch):
     older = lister(monkeypatch, [conn(1)])
     older._list()

@@ -20,6 +20,7 @@ from monitor.api.parameters import (
     parse_query,
 )
 from monitor.api.routes import Routes
+from monitor.history.query import HistoryQuery, _span
 
 ROOT = Asker(0, sees_all=True)
 NOW = 1_800_000_000 * 10**9
@@ -59,7 +60,21 @@ def test_what_is_refused(query):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "zzz", "1_0", "+1", "-1", " 1", "1.0", "٣", "9223372036854775808", "1" * 20]
+    "text",
+    [
+        "",
+        "zzz",
+        "1_0",
+        "+1",
+        "-1",
+        " 1",
+        "1.0",
+        "٣",
+        "4611686018427387904",
+        "9223372036854775807",
+        "9223372036854775808",
+        "1" * 20,
+    ],
 )
 def test_what_is_no_cursor(text):
     reply = Routes(Nothing()).reply("GET", f"/v1/records?{urlencode({'before': text})}", ROOT)
@@ -67,9 +82,10 @@ def test_what_is_no_cursor(text):
     assert b"before must be what an earlier answer gave as next" in reply.body
 
 
-@pytest.mark.parametrize("text", ["0", "10", "9223372036854775807"])
+@pytest.mark.parametrize("text", ["0", "10", "4611686018427387903"])
 def test_a_cursor_is_handed_on(text):
     assert cursor({"before": text}, "before") == text
+    assert _span(HistoryQuery(before=text))[1] == int(text)
     assert cursor({}, "before") is None
 
 
@@ -118,6 +134,12 @@ def test_deep_takes_a_process_a_time_and_a_bound(target):
         refusal = Routes(Nothing()).reply(method, "/v1/deep/1", ROOT)
         assert refusal.status == 405
         assert refusal.headers == (("Allow", "POST"),)
+
+
+@pytest.mark.parametrize("time", ["0", "0ms", "3601", "2h"])
+def test_deep_says_between_what_the_time_must_be(time):
+    reply = Routes(Nothing()).reply("POST", f"/v1/deep/1?for={time}", Asker(0, sees_all=True))
+    assert b'"for must be more than 0 and at most 3600 s"' in reply.body
 
 
 def test_the_metrics_port_has_metrics_alone():

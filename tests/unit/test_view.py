@@ -11,6 +11,7 @@ import pytest
 from conmon import Record
 from monitor.api.parameters import Filters
 from monitor.cli.output import json_line
+from monitor.decode import _PEEK
 from monitor.keep import Keep
 from monitor.stats import Stats
 from monitor.view import View
@@ -39,3 +40,42 @@ def test_since_and_until_are_about_the_end_of_a_record(view):
     assert found(view, since_ns=NOW + SECOND) == ["aaaaaaaa-2", "aaaaaaaa-1"]
     assert found(view, until_ns=NOW + SECOND) == ["aaaaaaaa-0"]
     assert found(view, oldest_first=True, most=1) == ["aaaaaaaa-0"]
+
+
+@pytest.mark.parametrize(
+    ("mapped", "older", "count"),
+    [
+        ([], None, 0),
+        ([1, 2, 2], None, 3),  # QUIC connections of one socket
+        ([], [1, 2], 2),
+        ([1, 2, 2, 3], [2, 4, 5], 6),  # 2 has been connected once more
+    ],
+)
+def test_what_is_open_has_what_is_older_than_the_daemon(monkeypatch, mapped, older, count):
+    entries = [_PEEK.pack(*[0] * 7, bytes(16), 7, cookie, 1, 0, 3) for cookie in mapped]
+    of_map = {"conn_by_sk": (len(mapped), 65_536)}
+    listed = None
+    if older is not None:  # nothing else of it is asked: a figure starts no listing
+        listed = SimpleNamespace(cookies=dict.fromkeys(older).keys(), failed=None)
+    view = View(
+        lock=threading.RLock(),
+        kernel=SimpleNamespace(
+            map_fill=lambda: of_map,
+            hooks=list,
+            lost=dict,
+            live_failed=None,
+            connection_batches=lambda: [memoryview(each) for each in entries],
+        ),
+        core=SimpleNamespace(facts=SimpleNamespace(boot="aaaaaaaa")),
+        identities=None,
+        libraries=SimpleNamespace(status=list, unprobed=[], lookups_seen=True, return_probes=True),
+        clock=None,
+        keep=Keep(stats=Stats(started_ns=NOW), history=None, render=json_line),
+        started_ns=NOW,
+        catch_up=lambda: None,
+        unseen=[],
+        older=listed,
+    )
+    assert view.doctor(sees_all=True)["open"] == count
+    assert view.doctor(sees_all=False)["open"] is None
+    assert f"\nconmond_open_connections {count}.0\n" in view.metrics().decode()

@@ -243,6 +243,97 @@ def test_results_and_errors_pass_through(plain):
         assert probe() == expected
 
 
+@pytest.mark.parametrize("positional", [(), (5,), (5, 6, 7)])
+def test_every_wrapped_function_hands_on_what_it_is_given(monkeypatch, positional):
+    with conmon.watch():
+        wrapped = [(owner, name) for owner, name, _, _ in conmon.watching._watcher._restore]
+    assert len(wrapped) > 20
+    seen = []
+
+    def original(*given, **named):
+        seen.append((given, named))
+        return 0
+
+    objects = {
+        socket.socket: socket.socket(),
+        ssl.SSLSocket: ssl.create_default_context().wrap_socket(
+            socket.socket(), server_hostname="x"
+        ),
+        ssl.SSLObject: ssl.create_default_context().wrap_bio(
+            ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="x"
+        ),
+    }
+    calls = []
+    with monkeypatch.context() as patch:
+        for owner, name in wrapped:
+            patch.setattr(owner, name, original)
+        with conmon.watch():
+            for owner, name in wrapped:
+                own = (objects[owner],) if owner in objects else ()
+                calls.append(((*own, *positional), {"sock": 1, "host": None, "anything": 2}))
+                getattr(owner, name)(*calls[-1][0], **calls[-1][1])
+    for one in (socket.socket, ssl.SSLSocket):
+        objects[one].close()
+    assert seen == calls
+
+
+def test_keywords_are_taken_as_ever_and_seen(secure, authority, plain):
+    context = ssl.create_default_context(cafile=authority[0])
+    ask = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with conmon.watch() as records:
+        port = int(plain.rsplit(":", 1)[1].strip("/"))
+        assert socket.getaddrinfo(host="localhost", port=port)
+        with socket.create_connection(("localhost", port)) as sock:
+            sock.send(ask)
+            buffer = bytearray(20)
+            assert sock.recv_into(buf := bytearray(4), nbytes=4) == 4
+            assert sock.recv_into(buffer=buffer, nbytes=8, flags=0) == 8
+            assert bytes(buf + buffer[:8]) == b"HTTP/1.1 200"
+            with pytest.raises(TypeError):
+                sock.recv(bufsize=4)
+        port = int(secure.rsplit(":", 1)[1].strip("/"))
+        sock = socket.create_connection(("localhost", port))
+        with context.wrap_socket(
+            sock, server_hostname="localhost", do_handshake_on_connect=False
+        ) as sock:
+            sock.do_handshake(block=True)
+            sock.send(data=ask[:4], flags=0)
+            sock.write(data=ask[4:])
+            assert sock.read(len=4) == b"HTTP"
+            assert sock.read(len=8, buffer=buffer) == 8
+            assert bytes(buffer[:8]) == b"/1.1 200"
+            with pytest.raises(TypeError):
+                sock.read(size=4)
+        with socket.create_connection(("localhost", port)) as sock:
+            beside(sock, context, ask)
+    assert len(records) == 3
+    for record in records:
+        check(record)
+        assert record.host == "localhost"
+        assert record.txn_resp_us >= DELAY_S * 1e6 / 2
+    assert [record.tls is not None for record in records] == [False, True, True]
+
+
+def beside(sock, context, ask):
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+
+    def until(call):
+        while True:
+            try:
+                return call()
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(4096))
+
+    until(tls.do_handshake)
+    tls.write(data=ask)
+    sock.sendall(outgoing.read())
+    assert until(lambda: tls.read(len=4)) == b"HTTP"
+    buffer = bytearray(8)
+    assert until(lambda: tls.read(len=8, buffer=buffer)) == 8
+
+
 def test_what_is_open_at_the_end_is_told_as_open(plain):
     port = int(plain.rsplit(":", 1)[1].strip("/"))
     with conmon.watch() as records:
@@ -344,8 +435,54 @@ def test_run_a_module_and_what_cannot_be_run(plain, tmp_path):
     assert done.stdout == "__main__ ['a']\n"
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
-    assert run(tmp_path / "none.py").returncode == 2
+    for name in ("none.py", tmp_path / "none.py"):
+        done = run(name)
+        assert done.returncode == 2
+        assert done.stderr == f"conmon: cannot read {name}: No such file or directory\n"
     assert run().returncode == 2
+
+
+def test_a_script_that_misses_a_file_of_its_own_says_so_itself(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"raise FileNotFoundError(2, 'its own', {str(script)!r})")
+    done = run(script)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+LATE = """
+import atexit, concurrent.futures, sys, threading, time, urllib.request
+
+def ask(*_):
+    time.sleep(0.3)
+    urllib.request.urlopen(sys.argv[1]).read()
+
+url = sys.argv[1]
+threading.Thread(target=ask).start()
+concurrent.futures.ThreadPoolExecutor().submit(ask)
+atexit.register(ask)
+"""
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 0), ("sys.exit(3)", 3), ("1 / 0", 1)])
+def test_run_waits_for_all_that_python_waits_for(plain, tmp_path, last, code):
+    script, out = tmp_path / "script.py", tmp_path / "records"
+    script.write_text(LATE + last)
+    done = run("--json", out, script, plain)
+    assert done.returncode == code
+    records = [conmon.Record.from_json(line) for line in out.read_bytes().splitlines()]
+    assert [record.prot_specific["resp"] for record in records] == [200] * 3
+    assert done.stderr.count("Error") == (last == "1 / 0")
+    assert run(script, plain).stderr.count("localhost") == 3
+
+
+def test_a_process_that_forked_shows_what_all_did_once(plain, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\nchild = os.fork()\n" + LATE + "if child: os.waitpid(child, 0)"
+    )
+    assert run(script, plain).stderr.count("RESPONSE") == 1
+    assert run(script, plain).stderr.count("localhost") == 6
 
 
 def test_the_sitecustomize_that_was_there_still_is(plain, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, Final
 import conmon
 from conmon import Record
 from conmon.waterfall import waterfall
-from conmon.words import address, columns, count, duration, name, size, user
+from conmon.words import address, clock, columns, count, duration, name, size, user
 
 __all__ = ["COMMANDS"]
 
@@ -170,7 +170,6 @@ def _held(stream: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _record_line(record: Record) -> str:
-    when = (record.start or "-")[11:23]
     where = f"{name(record.host)} ({address(record.raddr, record.rport)})"
     if record.host is None:
         where = address(record.raddr, record.rport)
@@ -178,6 +177,7 @@ def _record_line(record: Record) -> str:
               (record.txn_resp_us, "response"))  # fmt: skip
     took = " ".join(f"{word} {duration(us)}" for us, word in phases if us is not None)
     outcome = f"FAILED {name(record.error)}" if record.state == "failed" else record.state
+    when = clock(record.start)
     return f"{when}  {name(record.comm, 16)}[{count(record.pid)}]  {where}  {took}  {outcome}"
 
 
@@ -267,7 +267,7 @@ def _deep_lines(item: dict[str, Any]) -> Iterator[str]:
         if item["host"] is not None:
             where = f"{name(item['host'])} ({where})"
         what = " ".join(said) or "unknown protocol"
-        yield f"{item['at'][11:23]}  {where}  {what}  {duration(item['us'])}"
+        yield f"{clock(item['at'])}  {where}  {what}  {duration(item['us'])}"
     elif item["kind"] == "end":
         cost = f"{item['calls']} calls cost {duration(item['cost_us'])}"
         share = f"{item['percent_of_cpu']:.3f} % of a CPU in {item['seconds']:.1f} s"

@@ -20,7 +20,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 import conmon
 from conmon import Record
 from conmon.waterfall import waterfall
-from conmon.words import address, count, duration, name, size, user
+from conmon.words import address, clock, count, duration, name, size, user
 
 __all__ = ["Top"]
 
@@ -191,11 +191,12 @@ class _Groups(_Page):
             self.words("asking conmond ...")
             return
         rows = [(_key(row), _cells(row, self.by)) for row in held["processes"]]
-        rows = [row for row in rows if any(self.wanted in cell.lower() for cell in row[1][:3])]
         who = ["PID", "COMM", "USER"] if self.by == "process" else [self.by.upper()]
+        names = len(who)
+        rows = [row for row in rows if any(self.wanted in cell.lower() for cell in row[1][:names])]
         head = [*who, "OPEN", "OPENED", "FAILED", "SENT", "RECV"]
         head += [f"{word} p50/p95" for _, word in _PHASES]
-        self.query_one(_Table).put(head, rows, 3 if self.by == "process" else 1)
+        self.query_one(_Table).put(head, rows, names)
         window = f"last {self.since}" if self.since else "since conmond started"
         text = (
             f"conmonctl top  {held['total']} by {self.by}, {window}, {_SORT_WORDS[self.sort]} first"
@@ -393,7 +394,7 @@ def _record_cells(record: Record) -> list[str]:
     tcp = record.tcp
     state = name(record.error) if record.state == "failed" and record.error else record.state
     return [
-        (record.start or "-")[11:23] or "-",
+        clock(record.start),
         state,
         name(record.host),
         address(record.raddr, record.rport),
