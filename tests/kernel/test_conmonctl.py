@@ -177,9 +177,7 @@ def test_exit_codes(running, tmp_path):
     ctl(running, "ps", "--sort", "bogus", check=2)
     ctl(running, "tail", "--slow", "abc", check=2)
     # these are for the daemon to refuse
-    assert (
-        "and at most 3600 s" in ctl(running, "deep", "--pid", "1", "--for", "2h", check=2).stderr
-    )
+    assert "and at most 3600 s" in ctl(running, "deep", "--pid", "1", "--for", "2h", check=2).stderr
     assert "percent" in ctl(running, "deep", "--pid", "1", "--most", "all", check=2).stderr
     ctl(running, "ps", "--by", "moon", check=2)
     ctl(running, "frobnicate", check=2)
