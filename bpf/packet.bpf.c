@@ -242,7 +242,8 @@ static __always_inline void walk_records(struct __sk_buff *skb, struct tcp_part 
 	bool hello = 0, first = 1;
 
 	for (int i = 0; i < RECORDS_WALKED; i++) {
-		u32 have = rx ? c->rx_partial : c->tx_partial;
+		/* only the first can have begun in an earlier packet: the verifier need not ask */
+		u32 have = i ? 0 : rx ? c->rx_partial : c->tx_partial;
 		u32 offset = at - part->seq;
 		bool whole = !have;
 		u8 h[8] = {};
