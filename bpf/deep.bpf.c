@@ -16,16 +16,6 @@
 #define RECORDS_BEFORE 4           /* record starts looked at in one packet */
 #define DEEP_MEMORY_NS 50000000ULL /* from a library call to its bytes leaving */
 
-/* The stack as the caller left it, whose first word is where to return to. */
-static __always_inline u64 stack_at_entry(struct pt_regs *ctx, bool returned)
-{
-#if defined(__x86_64__)
-	return PT_REGS_SP(ctx) - (returned ? 8 : 0);
-#else
-	return PT_REGS_SP(ctx);
-#endif
-}
-
 static __always_inline int deep_enter(struct pt_regs *ctx, u32 received, bool by_pointer)
 {
 	u64 thread = bpf_get_current_pid_tgid();
@@ -39,7 +29,7 @@ static __always_inline int deep_enter(struct pt_regs *ctx, u32 received, bool by
 		return 0;
 	__sync_fetch_and_add(&target->calls, 1);
 	key.thread = thread;
-	key.stack = stack_at_entry(ctx, 0);
+	key.stack = PT_REGS_SP(ctx);
 	call.object = PT_REGS_PARM1(ctx);
 	outer = received ? 0 : deep_by_thread.lookup(&thread);
 	if (outer && !outer->exit_ns && outer->object == call.object && key.stack < outer->stack)
@@ -163,7 +153,7 @@ int deep_return(struct pt_regs *ctx)
 	u32 n;
 
 	at.thread = thread;
-	at.stack = stack_at_entry(ctx, 1);
+	at.stack = PT_REGS_SP(ctx); /* as at entry: the returning instruction is probed */
 	found = deep_by_call.lookup(&at);
 	if (!found)
 		return 0;

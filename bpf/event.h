@@ -85,10 +85,9 @@ enum conn_flag {
 	CONN_TLS = 1 << 4,    /* a ClientHello was sent */
 	CONN_RX_GAP = 1 << 5, /* records missed: loss or reordering while logging */
 	CONN_TX_GAP = 1 << 6,
-	CONN_SYNC_FAIL = 1 << 7, /* connect() failed before a SYN; sk_err 0 = errno not known */
-	CONN_PACKETS = 1 << 8,   /* packet hooks saw this socket: payload figures are meant */
-	CONN_SSL_INSIDE = 1
-		<< 9, /* the ClientHello left inside the library call; else just after */
+	CONN_SYNC_FAIL = 1 << 7,    /* connect() failed before a SYN; sk_err 0 = errno not known */
+	CONN_PACKETS = 1 << 8,      /* packet hooks saw this socket: payload figures are meant */
+	CONN_SSL_RETURNED = 1 << 9, /* a handshake call was seen to return: ssl_ret is meant */
 	CONN_LOCAL_CLOSE = 1 << 10, /* this side closed or shut down first */
 	CONN_TLS_LATE = 1
 		<< 11,      /* payload was exchanged before the ClientHello (STARTTLS, CONNECT) */
@@ -141,7 +140,7 @@ struct conn_event {
 
 	__u64 ssl;          /* library object joined to this socket; 0 = none */
 	__u64 ssl_first_ns; /* first handshake call for that object */
-	__u64 ssl_done_ns;  /* return of the call that succeeded */
+	__u64 ssl_done_ns;  /* return of the call that succeeded, where returns are seen */
 	__u64 bytes_sent;   /* payload, without retransmissions; at close */
 	__u64 bytes_received;
 
@@ -194,18 +193,27 @@ struct answer {
 	__u8 addr[16];
 };
 
-/* A call of getaddrinfo(), or of gethostbyname() and its kin, that returned. */
+enum lookup_flag {
+	LOOKUP_LONG = 1,       /* the list is longer than we walk */
+	LOOKUP_UNREADABLE = 2, /* memory could not be read */
+	LOOKUP_LEFT = 4,       /* given up by a jump out of the call: when is not known */
+};
+
+/* The thread ended inside the call, or left it by a jump: glibc's EAI_CANCELED. */
+#define LOOKUP_GIVEN_UP -101
+
+/* A call of getaddrinfo(), or of gethostbyname() and its kin, that ended. */
 struct lookup_event {
 	struct event_header header;
 	struct task_info task;
 	__u64 start_ns;
 	__u64 end_ns;
-	__s32 ret;          /* EAI_ code, glibc's numbers; 0 = success */
+	__s32 ret;          /* EAI_ code, glibc's numbers; 0 = success, LOOKUP_GIVEN_UP */
 	__u16 hint_family;  /* 0 = any */
 	__u16 hint_flags;   /* AI_ flags, low 16 bits */
 	__u16 answer_total; /* entries in the list, consecutive duplicates folded */
 	__u16 answer_len;   /* entries that follow */
-	__u32 flags;        /* 1 = list longer than we walk, 2 = memory not readable */
+	__u32 flags;        /* enum lookup_flag */
 	char name[NAME_LEN];
 	char service[SERVICE_LEN];
 	struct answer answers[ANSWER_MAX];

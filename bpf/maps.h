@@ -46,6 +46,8 @@ struct lookup_call {
 	__u64 start_ns;
 	__u64 result;  /* the caller's struct addrinfo ** or struct hostent **, user memory */
 	__u64 h_errno; /* the caller's int *; gethostbyname() and its kin only */
+	__u64 stack;   /* stack pointer at entry: its return has the same */
+	__u64 caller;  /* address it returns to */
 	__u16 hint_family;
 	__u16 hint_flags;
 	__u32 function; /* enum lookup_function */
@@ -57,9 +59,10 @@ struct lookup_call {
 struct handshake_call {
 	__u64 ssl;
 	__u64 enter_ns;
-	__u64 exit_ns; /* 0 while inside */
+	__u64 exit_ns; /* 0 while inside, and where its return is not seen */
+	__u64 stack;   /* stack pointer at entry: its return has the same */
 	__u32 library;
-	__u32 pad;
+	__u32 joined; /* 1 = a ClientHello was found to be its */
 };
 
 /* A library object whose handshake has not succeeded yet. */
@@ -74,6 +77,8 @@ struct handshake {
 	__u64 sk; /* socket joined to it; 0 = none yet */
 	__u32 calls;
 	__s32 ret;
+	__u32 returned; /* calls seen to return */
+	__u32 pad;
 };
 
 /*

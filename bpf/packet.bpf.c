@@ -21,15 +21,16 @@
 #define MERGED_MOST      2048 /* 32 MB in records of 16 KB; then the log is left alone */
 #define CLIENT_HELLO     1
 #define SERVER_HELLO     2
-#define RECORDS_WALKED   16          /* record starts looked at in one packet */
-#define SERVER_HELLO_MAX 2048        /* with a post-quantum key share: 1.2 KB */
-#define LATE_TLS_TURNS   16          /* STARTTLS and CONNECT come within so many turns */
-#define LATE_TLS_BYTES   256         /* sent before a ClientHello with no answer between: MySQL */
-#define HELLO_LEAST      40          /* bytes of a ClientHello's record: an alert has 2 */
-#define HTTP2_BYTES      2048        /* of each direction, for the first request's status */
-#define DNS_TURNS        256         /* of a TCP connection to port 53, whose bytes are kept */
-#define SSH_             0x2d485353U /* "SSH-", little endian */
-#define MEMORY_BIO_NS    50000000ULL /* from a library call to its bytes leaving */
+#define RECORDS_WALKED   16           /* record starts looked at in one packet */
+#define SERVER_HELLO_MAX 2048         /* with a post-quantum key share: 1.2 KB */
+#define LATE_TLS_TURNS   16           /* STARTTLS and CONNECT come within so many turns */
+#define LATE_TLS_BYTES   256          /* sent before a ClientHello with no answer between: MySQL */
+#define HELLO_LEAST      40           /* bytes of a ClientHello's record: an alert has 2 */
+#define HTTP2_BYTES      2048         /* of each direction, for the first request's status */
+#define DNS_TURNS        256          /* of a TCP connection to port 53, whose bytes are kept */
+#define SSH_             0x2d485353U  /* "SSH-", little endian */
+#define MEMORY_BIO_NS    50000000ULL  /* from a library call's return to its bytes leaving */
+#define CALL_NS          500000000ULL /* from its begin, where its return is not seen */
 
 struct tcp_part {
 	u32 seq;
@@ -56,38 +57,61 @@ static __always_inline int parse_packet(struct __sk_buff *skb, struct tcp_part *
 	return 1;
 }
 
+/*
+ * Whether the newest library call of a thread that sends a ClientHello can be
+ * what sent it: it is under way, or just over, and no other ClientHello was
+ * its. A library that connects within its call may take long before it.
+ */
+static __always_inline bool may_have_sent(struct handshake_call *call, struct conn_event *c,
+					  u64 now)
+{
+	if (call->exit_ns)
+		return now - call->exit_ns <= MEMORY_BIO_NS;
+	return c->connect_ns >= call->enter_ns || now - call->enter_ns <= CALL_NS;
+}
+
 /* The thread that sends a ClientHello is in its library's call, or just left it. */
 static __always_inline void join_handshake(struct conn_event *c, u64 now)
 {
 	u64 thread = read_task_key();
 	struct handshake_call *call = handshake_by_thread.lookup(&thread);
 	struct handshake_key key = {};
+	struct conn_event *other;
 	struct handshake *h;
+	u64 sk;
 
-	if (!call || c->flags & CONN_INBOUND)
-		return;
-	if (call->exit_ns && now - call->exit_ns > MEMORY_BIO_NS)
+	if (!call || c->flags & CONN_INBOUND || !may_have_sent(call, c, now))
 		return;
 	key.ssl = call->ssl;
 	key.pid = thread >> 32;
 	h = handshake_by_object.lookup(&key);
 	if (!h)
 		return;
-	if (h->sk && h->sk != c->sk) {
+	sk = h->sk;
+	if (sk != c->sk && call->joined)
+		return;
+	if (sk && sk != c->sk) {
+		other = conn_by_sk.lookup(&sk);
+		if (other && other->ssl == call->ssl)
+			return; /* it is that connection's, which goes on */
 		/* the object's memory serves another connection now */
-		if (call->exit_ns)
-			return;
+		h->first_ns = call->enter_ns;
+		h->calls = 1;
+		h->returned = 0;
+	} else if (!sk && h->first_ns < c->established_ns) {
+		/* that was another object's, whose memory this one has */
 		h->first_ns = call->enter_ns;
 		h->calls = 1;
 	}
 	h->sk = c->sk;
+	call->joined = 1;
 	c->ssl = call->ssl;
 	c->ssl_first_ns = h->first_ns;
 	c->ssl_library = call->library;
 	c->ssl_calls = h->calls;
 	c->ssl_ret = h->ret;
-	if (!call->exit_ns)
-		c->flags |= CONN_SSL_INSIDE;
+	if (h->returned)
+		c->flags |= CONN_SSL_RETURNED;
 }
 
 static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *part,

@@ -83,10 +83,13 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 int process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 thread = bpf_get_current_pid_tgid();
+	struct lookup_call *call;
 	struct exit_event *e;
 	char *task;
 
-	lookup_by_thread.delete(&thread);
+	call = lookup_by_thread.lookup(&thread);
+	if (call)
+		give_up_lookup(thread, call, 0);
 	handshake_by_thread.delete(&thread);
 	if ((u32)thread != thread >> 32)
 		return 0;

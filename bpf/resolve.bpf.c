@@ -3,6 +3,10 @@
  * getaddrinfo(), and gethostbyname() with its kin: what was asked, and the
  * whole answer list when it returns. The caller's own call, so it is right
  * whatever resolves underneath.
+ *
+ * A return is seen by a probe on the returning instruction. There the stack
+ * pointer is what it was at entry, which tells this call's return from any
+ * other's: of a coroutine, a signal handler, a call that a jump left behind.
  */
 #include "event.h"
 #include "kernel_fields.h"
@@ -37,61 +41,9 @@ struct user_hostent {
 	u64 addresses; /* char **, ended by NULL */
 };
 
+#define MOST_NESTED_NS    60000000000ULL /* a lookup that makes another lookup is over by then */
 #define H_ERANGE          34 /* gethostbyname_r() asks for more room and will be called again */
 #define HOSTENT_ADDRESSES 64 /* walked; the functions themselves give at most 48 */
-
-/* Note a call; 0 if it is one that another lookup function makes itself. */
-static __always_inline struct lookup_call *enter_lookup(u64 name, u32 function)
-{
-	u64 thread = bpf_get_current_pid_tgid();
-	u64 now = bpf_ktime_get_ns();
-	struct lookup_call *blank, *call;
-	int zero = 0;
-
-	call = lookup_by_thread.lookup(&thread);
-	/* what is old was left by a jump out of the function */
-	if (call && call->function != function && now - call->start_ns < 60000000000ULL)
-		return 0;
-	blank = blank_lookup.lookup(&zero);
-	if (!blank)
-		return 0;
-	if (lookup_by_thread.update(&thread, blank)) {
-		count(COUNT_LOOKUP_FULL);
-		return 0;
-	}
-	call = lookup_by_thread.lookup(&thread);
-	if (!call)
-		return 0;
-	call->start_ns = now;
-	call->function = function;
-	read_user_str(call->name, sizeof(call->name), (void *)name);
-	return call;
-}
-
-int getaddrinfo_enter(struct pt_regs *ctx)
-{
-	u64 node = PT_REGS_PARM1(ctx);
-	u64 service = PT_REGS_PARM2(ctx);
-	u64 hints = PT_REGS_PARM3(ctx);
-	struct lookup_call *call;
-
-	if (!node)
-		return 0; /* a wildcard for bind(), no name */
-	call = enter_lookup(node, GETADDRINFO);
-	if (!call)
-		return 0;
-	call->result = PT_REGS_PARM4(ctx);
-	if (service)
-		read_user_str(call->service, sizeof(call->service), (void *)service);
-	if (hints) {
-		s32 head[2] = {};
-
-		read_user(head, sizeof(head), (void *)hints);
-		call->hint_flags = head[0];
-		call->hint_family = head[1];
-	}
-	return 0;
-}
 
 /*
  * Copy the list, an address once where it stands in a row (one entry for each
@@ -103,7 +55,7 @@ static __always_inline int copy_answers(struct lookup_event *e, u64 result, u32 
 	u64 node = 0;
 
 	if (read_user(&node, sizeof(node), (void *)result))
-		e->flags |= 2;
+		e->flags |= LOOKUP_UNREADABLE;
 	for (int i = 0; i < walked; i++) {
 		struct user_addrinfo info = {};
 		struct answer a = {};
@@ -113,7 +65,7 @@ static __always_inline int copy_answers(struct lookup_event *e, u64 result, u32 
 		if (!node)
 			return 0;
 		if (read_user(&info, sizeof(info), (void *)node)) {
-			e->flags |= 2;
+			e->flags |= LOOKUP_UNREADABLE;
 			return 0;
 		}
 		node = info.next;
@@ -144,7 +96,7 @@ static __always_inline int copy_answers(struct lookup_event *e, u64 result, u32 
 		BOUND(n, max - 1);
 		e->answers[n] = a;
 	}
-	e->flags |= 1;
+	e->flags |= LOOKUP_LONG;
 	return 1;
 }
 
@@ -156,7 +108,7 @@ static __always_inline int copy_hostent(struct lookup_event *e, u64 result, u32 
 
 	if (read_user(&node, sizeof(node), (void *)result) ||
 	    read_user(&host, sizeof(host), (void *)node)) {
-		e->flags |= 2;
+		e->flags |= LOOKUP_UNREADABLE;
 		return 0;
 	}
 	if (host.family != AF_INET && host.family != AF_INET6)
@@ -167,7 +119,7 @@ static __always_inline int copy_hostent(struct lookup_event *e, u64 result, u32 
 		u64 address = 0;
 
 		if (read_user(&address, sizeof(address), (u64 *)host.addresses + i)) {
-			e->flags |= 2;
+			e->flags |= LOOKUP_UNREADABLE;
 			return 0;
 		}
 		if (!address)
@@ -181,7 +133,7 @@ static __always_inline int copy_hostent(struct lookup_event *e, u64 result, u32 
 		BOUND(n, max - 1);
 		e->answers[n] = a;
 	}
-	e->flags |= 1;
+	e->flags |= LOOKUP_LONG;
 	return 1;
 }
 
@@ -241,19 +193,126 @@ done:
 	lookup_by_thread.delete(&thread);
 }
 
+/* The call will not return: its thread ends, or has left it by a jump (flag LOOKUP_LEFT). */
+static __always_inline void give_up_lookup(u64 thread, struct lookup_call *call, u32 flags)
+{
+	const u32 fixed = __builtin_offsetof(struct lookup_event, answers);
+	u64 now = bpf_ktime_get_ns();
+	struct lookup_event *e;
+
+	e = events.ringbuf_reserve(fixed);
+	if (!e)
+		e = events.ringbuf_reserve(fixed);
+	if (e) {
+		fill_lookup(e, call, now, LOOKUP_GIVEN_UP, 0);
+		e->flags = flags;
+		events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	} else {
+		count(COUNT_LOST_LOOKUP);
+	}
+	lookup_by_thread.delete(&thread);
+}
+
+/* The address that a function just entered will return to. */
+static __always_inline u64 read_caller(struct pt_regs *ctx)
+{
+#if defined(__aarch64__)
+	return ctx->regs[30];
+#else
+	u64 caller = 0;
+
+	read_user(&caller, sizeof(caller), (void *)PT_REGS_SP(ctx));
+	return caller;
+#endif
+}
+
+/*
+ * Whether a thread that enters a function is still inside an earlier call:
+ * deeper on the same stack, and the earlier call's return address, where it
+ * lies on the stack, is still in its place.
+ */
+static __always_inline bool is_inside(struct lookup_call *call, u64 stack, u64 now)
+{
+	u64 caller = call->caller;
+
+	if (stack >= call->stack || now - call->start_ns > MOST_NESTED_NS)
+		return 0;
+#if !defined(__aarch64__)
+	read_user(&caller, sizeof(caller), (void *)call->stack);
+#endif
+	return caller == call->caller;
+}
+
+/* Note a call; 0 if it is one that another lookup function makes itself. */
+static __always_inline struct lookup_call *enter_lookup(struct pt_regs *ctx, u64 name, u32 function)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	u64 now = bpf_ktime_get_ns();
+	u64 stack = PT_REGS_SP(ctx);
+	struct lookup_call *blank, *call;
+	int zero = 0;
+
+	call = lookup_by_thread.lookup(&thread);
+	if (call && is_inside(call, stack, now))
+		return 0;
+	if (call)
+		give_up_lookup(thread, call, LOOKUP_LEFT);
+	blank = blank_lookup.lookup(&zero);
+	if (!blank)
+		return 0;
+	if (lookup_by_thread.update(&thread, blank)) {
+		count(COUNT_LOOKUP_FULL);
+		return 0;
+	}
+	call = lookup_by_thread.lookup(&thread);
+	if (!call)
+		return 0;
+	call->start_ns = now;
+	call->stack = stack;
+	call->caller = read_caller(ctx);
+	call->function = function;
+	read_user_str(call->name, sizeof(call->name), (void *)name);
+	return call;
+}
+
+int getaddrinfo_enter(struct pt_regs *ctx)
+{
+	u64 node = PT_REGS_PARM1(ctx);
+	u64 service = PT_REGS_PARM2(ctx);
+	u64 hints = PT_REGS_PARM3(ctx);
+	struct lookup_call *call;
+
+	if (!node)
+		return 0; /* a wildcard for bind(), no name */
+	call = enter_lookup(ctx, node, GETADDRINFO);
+	if (!call)
+		return 0;
+	call->result = PT_REGS_PARM4(ctx);
+	if (service)
+		read_user_str(call->service, sizeof(call->service), (void *)service);
+	if (hints) {
+		s32 head[2] = {};
+
+		read_user(head, sizeof(head), (void *)hints);
+		call->hint_flags = head[0];
+		call->hint_family = head[1];
+	}
+	return 0;
+}
+
 int getaddrinfo_return(struct pt_regs *ctx)
 {
 	u64 thread = bpf_get_current_pid_tgid();
 	struct lookup_call *call = lookup_by_thread.lookup(&thread);
 
-	if (call && call->function == GETADDRINFO)
+	if (call && call->function == GETADDRINFO && call->stack == PT_REGS_SP(ctx))
 		return_lookup(thread, call, PT_REGS_RC(ctx));
 	return 0;
 }
 
 int hostent_enter(struct pt_regs *ctx)
 {
-	struct lookup_call *call = enter_lookup(PT_REGS_PARM1(ctx), GETHOSTBYNAME);
+	struct lookup_call *call = enter_lookup(ctx, PT_REGS_PARM1(ctx), GETHOSTBYNAME);
 
 	if (!call)
 		return 0;
@@ -264,7 +323,7 @@ int hostent_enter(struct pt_regs *ctx)
 
 int hostent2_enter(struct pt_regs *ctx)
 {
-	struct lookup_call *call = enter_lookup(PT_REGS_PARM1(ctx), GETHOSTBYNAME2);
+	struct lookup_call *call = enter_lookup(ctx, PT_REGS_PARM1(ctx), GETHOSTBYNAME2);
 
 	if (!call)
 		return 0;
@@ -286,7 +345,7 @@ static __always_inline int return_hostent(struct pt_regs *ctx, u32 function)
 	s32 h_errno = 0, ret = 0;
 	u64 host = 0;
 
-	if (!call || call->function != function)
+	if (!call || call->function != function || call->stack != PT_REGS_SP(ctx))
 		return 0;
 	if ((u32)PT_REGS_RC(ctx) == H_ERANGE) {
 		lookup_by_thread.delete(&thread);

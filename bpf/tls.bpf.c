@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * A TLS library's handshake calls: from the first call for an object to the
- * call that succeeds. Non-blocking clients call many times. packet.bpf.c
- * joins the object to its socket when the ClientHello leaves.
+ * A TLS library's handshake calls: who, and from when. Non-blocking clients
+ * call many times. packet.bpf.c joins the object to its socket when the
+ * ClientHello leaves. Where every way out of the function is an instruction
+ * that returns, those are probed, and tell when the handshake succeeded;
+ * OpenSSL's ends in a jump, and the wire tells.
  */
 #include "event.h"
 #include "kernel_fields.h"
@@ -17,6 +19,7 @@ static __always_inline int handshake_enter(struct pt_regs *ctx, u32 library)
 
 	call.ssl = PT_REGS_PARM1(ctx);
 	call.enter_ns = bpf_ktime_get_ns();
+	call.stack = PT_REGS_SP(ctx);
 	call.library = library;
 	key.ssl = call.ssl;
 	key.pid = thread >> 32;
@@ -43,7 +46,8 @@ static __always_inline int handshake_return(struct pt_regs *ctx, s32 success)
 	struct handshake *h;
 	u64 sk;
 
-	if (!call)
+	/* of another call: a coroutine's, or one whose entry was not seen */
+	if (!call || call->stack != PT_REGS_SP(ctx))
 		return 0;
 	call->exit_ns = now;
 	key.ssl = call->ssl;
@@ -52,12 +56,14 @@ static __always_inline int handshake_return(struct pt_regs *ctx, s32 success)
 	if (!h)
 		return 0;
 	h->ret = ret;
+	h->returned++;
 	sk = h->sk;
 	if (sk)
 		c = conn_by_sk.lookup(&sk);
 	if (c && c->ssl == call->ssl && c->task.pid == key.pid && !c->ssl_done_ns) {
 		c->ssl_calls = h->calls;
 		c->ssl_ret = ret;
+		c->flags |= CONN_SSL_RETURNED;
 		if (ret == success)
 			c->ssl_done_ns = now;
 	}

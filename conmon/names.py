@@ -13,6 +13,7 @@ __all__ = [
     "DNS_OK",
     "DNS_SERVER_UNREACHABLE",
     "EAI_AGAIN",
+    "EAI_CANCELED",
     "EAI_NAMES",
     "EAI_NODATA",
     "EAI_NONAME",
@@ -78,6 +79,8 @@ EAI_NAMES: dict[int, str] = {
 EAI_NONAME = -2
 EAI_AGAIN = -3
 EAI_NODATA = -5
+EAI_CANCELED = -101
+"""Here also: the caller gave up before there was an answer."""
 AI_NUMERICHOST = 0x4
 """The ``ai_flags`` bit, in glibc and musl, that forbids a lookup."""
 
@@ -93,6 +96,7 @@ DNS_NO_RESULT = 3
 
 _DNS_DISPOSITION = {
     0: DNS_OK,
+    EAI_CANCELED: DNS_SERVER_UNREACHABLE,  # it waited for an answer, and left
     # The call was turned down for its arguments, before anything was asked. Both libraries
     # resolve the service before the name, and encode the name before they ask for it.
     -1: DNS_NONE,  # BADFLAGS

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from monitor.api.parameters import ParameterError, duration_ns
 from monitor.errors import MonitorError
+from monitor.kernel.exclusions import Exclusions
 from monitor.options import Config
 
 __all__ = ["Config", "ConfigError", "parse_config", "read_config"]
@@ -94,6 +95,25 @@ def _listen(value: Any) -> tuple[str, int] | None:
     return str(address), number
 
 
+def _libraries(value: Any) -> str:
+    if value not in ("all", "names", "none"):
+        raise ValueError('"all", "names" or "none"')
+    return str(value)
+
+
+def _exclusions(value: Any) -> tuple[str, ...]:
+    wanted = (
+        'a list of rules such as ["exe=/opt/*", "comm=postgres", "unit=a.service", "library=*.so"]'
+    )
+    if not isinstance(value, list) or not all(isinstance(rule, str) for rule in value):
+        raise ValueError(wanted)
+    try:
+        Exclusions(value)
+    except ValueError as exc:
+        raise ValueError(f"{wanted}: {exc}") from exc
+    return tuple(value)
+
+
 # key in the file -> field of Config, reader
 _KEYS: Final[dict[tuple[str, ...], tuple[str, Callable[[Any], Any]]]] = {
     ("socket",): ("socket", _path),
@@ -109,6 +129,8 @@ _KEYS: Final[dict[tuple[str, ...], tuple[str, Callable[[Any], Any]]]] = {
     ("api", "max_clients"): ("api_max_clients", _number(1, 10_000)),
     ("api", "max_requests_per_second"): ("api_max_requests_per_second", _number(1, 100_000)),
     ("metrics", "listen"): ("metrics_listen", _listen),
+    ("probe", "libraries"): ("probe_libraries", _libraries),
+    ("probe", "exclude"): ("probe_exclude", _exclusions),
 }
 _TABLES: Final = {path[:-1] for path in _KEYS if len(path) > 1}
 

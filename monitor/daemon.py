@@ -47,8 +47,8 @@ from monitor.history import History
 from monitor.keep import Keep
 from monitor.kernel.identities import ProcIdentities
 from monitor.kernel.kernel import Kernel
-from monitor.kernel.libraries import Libraries
 from monitor.kernel.older import Older
+from monitor.kernel.prober import Prober
 from monitor.kernel.routes import connect_errno
 from monitor.options import Options, RecordSink, Serve
 from monitor.service import Service
@@ -97,7 +97,7 @@ def run(options: Options, out: RecordSink) -> int:
             kernel.close()
 
 
-# Every probed library takes up to six descriptors, and many containers have many libraries.
+# Every probed library takes some descriptors, and many containers have many libraries.
 def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
@@ -168,7 +168,7 @@ class Daemon:
     _identities: ProcIdentities = field(init=False)
     _clock: Clock = field(default_factory=Clock)
     _core: Correlator = field(init=False)
-    _libraries: Libraries = field(init=False)
+    _prober: Prober = field(init=False)
     _keep: Keep = field(init=False)
     _view: View = field(init=False)
     _older: Older | None = None
@@ -180,9 +180,16 @@ class Daemon:
     def __post_init__(self) -> None:
         started_ns = time.time_ns()
         self._identities = ProcIdentities(self.kernel.cgroup, cmdlines=self.options.cmdlines)
-        self._libraries = Libraries(self.kernel.loaded)
-        unseen = [*self.kernel.attached.unseen(), *self._libraries.start()]
-        for sentence in (*unseen, *self._libraries.unprobed):
+        self._prober = Prober(
+            self.kernel.probe_programs(),
+            self.kernel.loaded.failed,
+            self.options.probe,
+            restarted=self.kernel.forget_calls,
+            say=say,
+        )
+        report = self._prober.start()
+        unseen = [*self.kernel.attached.unseen(), *report.missing]
+        for sentence in (*unseen, *report.unprobed):
             say(sentence)
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read(8)
@@ -190,7 +197,7 @@ class Daemon:
         self._core = Correlator(
             facts=Facts(
                 boot=boot,
-                lookups_seen=self._libraries.lookups_seen,
+                lookups_seen=report.lookups_seen,
                 hostname=os.fsencode(os.uname().nodename),
             ),
             identities=self._identities,
@@ -214,7 +221,7 @@ class Daemon:
             kernel=self.kernel,
             core=self._core,
             identities=self._identities,
-            libraries=self._libraries,
+            prober=self._prober,
             clock=self._clock,
             keep=self._keep,
             started_ns=started_ns,
@@ -268,7 +275,7 @@ class Daemon:
         poll.register(self.stop.fd, select.EPOLLIN)
         poll.register(self.kernel.ring.fd, select.EPOLLIN)
         watched_out = self._watch_out(poll, None)
-        watched_libraries: int | None = None
+        watched_prober: int | None = None
         quiet = 0
         say_ready()
         self._service.ready()
@@ -284,14 +291,11 @@ class Daemon:
                 deadline = self._core.deadline()
                 if deadline is not None:
                     wait_s = min(wait_s, max(0.001, (deadline - now_ns) / 1e9))
-                resume_ns = self._libraries.resume_ns
-                if resume_ns is not None:
-                    wait_s = min(wait_s, max(0.001, (resume_ns - now_ns) / 1e9))
-                watched_libraries = self._watch_libraries(poll, watched_libraries)
+                watched_prober = self._watch_prober(poll, watched_prober)
                 ready = poll.poll(wait_s)
                 with self._lock:
-                    if resume_ns is not None or any(fd == watched_libraries for fd, _ in ready):
-                        self._libraries.handle()
+                    if any(fd == watched_prober for fd, _ in ready):
+                        self._prober.handle()
                     quiet = 0 if self._read_ring() else quiet + 1
                     now_ns = time.monotonic_ns()
                     self._periodic(now_ns)
@@ -319,7 +323,7 @@ class Daemon:
             self._server.close()
         if self._keep.history is not None:
             self._keep.history.close()
-        self._libraries.close()
+        self._prober.close()
 
     # -- parts of the loop --------------------------------------------------------------------
 
@@ -340,12 +344,9 @@ class Daemon:
             poll.modify(*wanted)
         return wanted
 
-    def _watch_libraries(self, poll: select.epoll, watched: int | None) -> int | None:
-        # In a storm of new programs the descriptor rests for a moment.
-        fd = None if self._libraries.resume_ns is not None else self._libraries.fileno()
-        if watched is not None and fd is None:
-            poll.unregister(watched)
-        elif watched is None and fd is not None:
+    def _watch_prober(self, poll: select.epoll, watched: int | None) -> int | None:
+        fd = self._prober.fileno()  # a closed one is out of the poll by itself
+        if fd is not None and fd != watched:
             poll.register(fd, select.EPOLLIN)
         return fd
 
@@ -455,7 +456,7 @@ class Daemon:
         if self._view.deep_sessions is not None:
             self._view.deep_sessions.tick(now_ns)
         if now_ns >= due.sweep_ns:
-            self._libraries.sweep(now_ns)
+            self._prober.sweep(now_ns)
             due.sweep_ns = now_ns + _SWEEP_NS
 
     def _snapshot(self, now_ns: int) -> None:

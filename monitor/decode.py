@@ -79,7 +79,7 @@ class ConnFlag:
     TX_GAP: Final = 1 << 6
     SYNC_FAIL: Final = 1 << 7
     PACKETS: Final = 1 << 8
-    SSL_INSIDE: Final = 1 << 9
+    SSL_RETURNED: Final = 1 << 9
     LOCAL_CLOSE: Final = 1 << 10
     TLS_LATE: Final = 1 << 11
     UDP: Final = 1 << 12
@@ -96,10 +96,11 @@ class RecordFlag:
 
 
 class LookupFlag:
-    """Bits of struct lookup_event's flags."""
+    """enum lookup_flag."""
 
-    CUT: Final = 1
+    LONG: Final = 1
     UNREADABLE: Final = 2
+    LEFT: Final = 4
 
 
 class DnsFlag:

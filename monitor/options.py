@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from conmon.record import Record
 
@@ -14,6 +14,7 @@ __all__ = [
     "Config",
     "HistoryOptions",
     "Options",
+    "ProbeSettings",
     "RecordSink",
     "Serve",
     "StatsLimits",
@@ -59,6 +60,18 @@ class HistoryOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSettings:
+    """What may be probed in libraries and programs.
+
+    ``libraries``: ``all``, ``names`` (lookup functions alone) or ``none``. ``exclude``: rules such
+    as ``exe=/opt/*``; monitor/kernel/exclusions.py.
+    """
+
+    libraries: Literal["all", "names", "none"] = "all"
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How the daemon is to run.
 
@@ -75,6 +88,7 @@ class Options:
     serve: Serve | None = Serve()
     stats: StatsLimits = StatsLimits()
     history: HistoryOptions | None = HistoryOptions()
+    probe: ProbeSettings = ProbeSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +109,8 @@ class Config:
     api_max_clients: int = 64
     api_max_requests_per_second: int = 200
     metrics_listen: tuple[str, int] | None = None
+    probe_libraries: Literal["all", "names", "none"] = "all"
+    probe_exclude: tuple[str, ...] = ()
 
 
 class RecordSink(Protocol):

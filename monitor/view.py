@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,10 +20,9 @@ from monitor.api.answer import to_json
 from monitor.api.parameters import Filters, ParameterError
 from monitor.correlate import Clock, Correlator
 from monitor.decode import peek_keys
-from monitor.errors import SourceError
 from monitor.keep import Keep
 from monitor.kernel.kernel import Kernel
-from monitor.kernel.libraries import Libraries
+from monitor.kernel.prober import Prober
 from monitor.opennow import OpenNow, OpenRow
 from monitor.stats import StatsQuery
 
@@ -63,7 +63,7 @@ class View:
     kernel: Kernel
     core: Correlator
     identities: ProcIdentities
-    libraries: Libraries
+    prober: Prober
     clock: Clock
     keep: Keep
     started_ns: int
@@ -287,9 +287,9 @@ class View:
             records = self.keep.records
             unseen = self._unseen(sees_all=sees_all)
         now_ns = self.now_ns()
-        cpu_s = time.process_time()
+        cpu_s = self._cpu_s()
         age_s = max(1e-9, (now_ns - self.started_ns) / 1e9)
-        resident, pss = _memory()
+        resident, pss = self._memory()
         return {
             "v": 1,
             "version": monitor.__version__,
@@ -300,9 +300,9 @@ class View:
             "privileged": sees_all,
             "hooks": hooks,
             "libraries": libraries,
-            "lookups_seen": self.libraries.lookups_seen,
+            "lookups_seen": self.prober.report.lookups_seen,
             "lockdown": _lockdown(),
-            "uretprobes": self.libraries.return_probes,
+            "probe_counts": dict(self.prober.report.counts) if sees_all else None,
             "maps": [
                 {"name": name, "entries": entries if sees_all else None, "max_entries": most}
                 for name, (entries, most) in maps.items()
@@ -325,7 +325,7 @@ class View:
 
     # Which libraries others use, and why their sockets cannot be listed, is theirs to know.
     def _unseen(self, *, sees_all: bool) -> list[str]:
-        found = [*self.unseen, *(self.libraries.unprobed if sees_all else ())]
+        found = [*self.unseen, *(self.prober.report.unprobed if sees_all else ())]
         if self.kernel.live_failed:
             found.append(self.kernel.live_failed)
         if self.older is not None and self.older.failed:
@@ -342,8 +342,6 @@ class View:
 
     def deep(self, pid: int, asker: Asker, seconds: float, most_percent: float) -> Feed:
         """See :class:`monitor.api.routes.Source`."""
-        if not self.libraries.return_probes:
-            raise SourceError("functions' returns cannot be probed here; doctor says why")
         if self.deep_sessions is None:
             from monitor.deep import Deep
 
@@ -361,12 +359,25 @@ class View:
             count += len(older)
         return count
 
+    # Of the daemon and its prober.
+    def _cpu_s(self) -> float:
+        return time.process_time() + self.prober.report.cpu_ns / 1e9
+
+    def _memory(self) -> tuple[int, int | None]:
+        resident, pss = _memory("self")
+        if self.prober.pid is not None:
+            with suppress(OSError):
+                more, more_pss = _memory(str(self.prober.pid))
+                resident += more
+                pss = pss + more_pss if pss is not None and more_pss is not None else None
+        return resident, pss
+
     def _gauges(self) -> Gauges:
         from monitor.api.metrics import Gauges
 
         maps = self.kernel.map_fill()
         history = self.keep.history.status() if self.keep.history is not None else None
-        resident, pss = _memory()
+        resident, pss = self._memory()
         clients = self._clients()
         return Gauges(
             version=monitor.__version__,
@@ -378,7 +389,7 @@ class View:
             history_bytes=history.bytes if history is not None else None,
             history_dropped=history.dropped if history is not None else 0,
             started_s=self.started_ns / 1e9,
-            cpu_s=time.process_time(),
+            cpu_s=self._cpu_s(),
             resident_bytes=resident,
             pss_bytes=pss,
             clients=clients["open"],
@@ -388,7 +399,7 @@ class View:
 
     def _libraries(self) -> list[dict[str, Any]]:
         found = []
-        for status in self.libraries.status():
+        for status in self.prober.report.targets:
             kinds = [_LIBRARY_KINDS[name] for name in status.attached]
             found.append(
                 {
@@ -452,11 +463,11 @@ def _text(wall_ns: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
 
 
-def _memory() -> tuple[int, int | None]:
-    """Resident and proportional memory of this process, bytes."""
+def _memory(pid: str) -> tuple[int, int | None]:
+    """Resident and proportional memory of a process, bytes."""
     resident = pss = None
     try:
-        with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("Rss:"):
                     resident = int(line.split()[1]) * 1024
@@ -465,7 +476,7 @@ def _memory() -> tuple[int, int | None]:
     except OSError:
         pss = None
     if resident is None:
-        with open("/proc/self/statm", encoding="ascii") as file:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
             resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident, pss
 

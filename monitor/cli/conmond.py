@@ -21,6 +21,7 @@ from monitor.options import (
     Config,
     HistoryOptions,
     Options,
+    ProbeSettings,
     Serve,
     StatsLimits,
 )
@@ -167,6 +168,7 @@ def _options(given: argparse.Namespace, *, live: bool) -> Options:
             rate=config.api_max_requests_per_second,
             metrics_listen=config.metrics_listen,
         ),
+        probe=ProbeSettings(libraries=config.probe_libraries, exclude=config.probe_exclude),
         stats=StatsLimits(
             max_processes=config.stats_max_processes, max_hosts=config.stats_max_hosts
         ),

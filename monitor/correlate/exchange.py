@@ -238,21 +238,20 @@ def _tls_of(conn: ConnEvent, hellos: Hellos | None, wire: Wire) -> _TlsView:
     elif alpn:
         chosen = False
     us: int | None = None
-    source = "wire"
+    source = _LIBRARIES.get(Library(conn.ssl_library), "wire") if conn.ssl_first_ns else "wire"
+    # a library that connects within its call (wget2) does not shake hands before that
+    begun_ns = conn.ssl_first_ns
+    if conn.hello_ns > conn.established_ns:
+        begun_ns = max(begun_ns, conn.established_ns)
     if conn.ssl_done_ns:
-        source = _LIBRARIES.get(Library(conn.ssl_library), "wire")
-        # a library that connects within its call (wget2) does not shake hands before that
-        begun_ns = conn.ssl_first_ns
-        if conn.hello_ns > conn.established_ns:
-            begun_ns = max(begun_ns, conn.established_ns)
         us = (conn.ssl_done_ns - begun_ns) // 1000
     elif wire.handshake_done_us is not None and wire.hello_us is not None:
         us = wire.handshake_done_us - wire.hello_us
+        if source != "wire":  # the library says when it began, the wire when it was done
+            us += max(0, conn.hello_ns - begun_ns) // 1000
     result, error = _tls_result(conn, wire)
     if result != "ok":
         us = None if result is not None else us
-        if conn.ssl_library:
-            source = _LIBRARIES.get(Library(conn.ssl_library), "wire")
     tls = Tls(
         source=source,
         version=wire.version or (server.version if server else None),
@@ -277,7 +276,7 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
         return "ok", None
     # The library's own word that it failed outweighs lengths that look like a Finished, but not
     # what was said after it: reading and writing finish a handshake as well (hiredis).
-    library_failed = bool(conn.ssl_library and conn.ssl_calls and ended)
+    library_failed = bool(conn.flags & ConnFlag.SSL_RETURNED and ended)
     if wire.result == "ok" and not (library_failed and not wire.spoke):
         return "ok", None
     if wire.result == "ok":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from conmon.names import EAI_AGAIN
+from conmon.names import EAI_AGAIN, EAI_CANCELED
 from monitor.correlate.lookups import Lookup
 from monitor.decode import LookupEvent
 
@@ -114,7 +114,7 @@ class FailedLookups:
             again = (
                 before.task.tid == lookup.task.tid
                 and before.name == lookup.name
-                and (hints not in held.hints or before.ret == EAI_AGAIN)
+                and (hints not in held.hints or before.ret in (EAI_AGAIN, EAI_CANCELED))
             )
             if again or before.is_twin(lookup):
                 self._keep(_process(lookup), [x for x in waiting if x is not held])

@@ -538,12 +538,13 @@ def make_lookup(event: LookupEvent) -> Lookup:
         hint_family=event.hint_family,
         start_ns=event.start_ns,
         end_ns=event.end_ns,
+        end_seen=not event.flags & LookupFlag.LEFT,
         ret=event.ret,
         hint_flags=event.hint_flags,
         service_port=event.answers[0].port if event.answers else 0,
         addresses=tuple(addresses),
         keys=frozenset(keys),
-        cut=bool(event.flags & LookupFlag.CUT),
+        cut=bool(event.flags & LookupFlag.LONG),
         is_literal=_is_literal(name, tuple(addresses)),
     )
 

@@ -23,6 +23,7 @@ __all__ = [
     "create_map",
     "delete_element",
     "enable_stats",
+    "keys",
     "link_cgroup",
     "load_program",
     "lookup_element",
@@ -38,6 +39,7 @@ _MAP_CREATE: Final = 0
 _MAP_LOOKUP_ELEM: Final = 1
 _MAP_UPDATE_ELEM: Final = 2
 _MAP_DELETE_ELEM: Final = 3
+_MAP_GET_NEXT_KEY: Final = 4
 _PROG_LOAD: Final = 5
 _PROG_TEST_RUN: Final = 10
 _RAW_TRACEPOINT_OPEN: Final = 17
@@ -274,6 +276,26 @@ def update_element(map_fd: int, key: bytes, value: bytes) -> None:
         _MAP_UPDATE_ELEM,
         _attributes("=IIQQQ", map_fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0),
     )
+
+
+def keys(map_fd: int, key_size: int, most: int) -> list[bytes]:
+    """The keys of a hash map, up to so many. What is deleted meanwhile may begin it anew."""
+    found: list[bytes] = []
+    key = ctypes.create_string_buffer(key_size)
+    following = ctypes.create_string_buffer(key_size)
+    before = 0  # no key: the first is asked for
+    while len(found) < most:
+        try:
+            bpf(
+                _MAP_GET_NEXT_KEY,
+                _attributes("=IxxxxQQ", map_fd, before, ctypes.addressof(following)),
+            )
+        except OSError:
+            break
+        found.append(following.raw)
+        key.raw = following.raw
+        before = ctypes.addressof(key)
+    return found
 
 
 def delete_element(map_fd: int, key: bytes) -> bool:

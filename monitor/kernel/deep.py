@@ -11,17 +11,20 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from monitor.errors import MonitorError, SourceError
 from monitor.kernel import bpf_syscall, elf, uprobe
+from monitor.kernel.cache import CacheFolder
+from monitor.kernel.disassembler import Disassembler
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.mapped_file import Identity, open_mapped
 from monitor.kernel.mappings import Key, scan_process
 from monitor.kernel.programs import DEEP_FUNCTIONS, PROGRAMS
+from monitor.kernel.returns import Returns
 
 __all__ = ["DeepProbes", "DeepTarget"]
 
@@ -31,6 +34,7 @@ _EGRESS: Final = "deep_egress"
 _READ_OR_WRITE: Final = tuple(name for name, (_, ret) in DEEP_FUNCTIONS.items() if ret is not None)
 _MAX_FILES: Final = 32  # probed files of one process; most have one
 _MAX_KNOWN: Final = 4096  # mapped files looked into
+_TRIED_FUNCTION: Final = "labs"
 _TRIED: Final = 500  # calls that tell what a call costs
 
 
@@ -59,6 +63,7 @@ class DeepProbes:
         self._link: int | None = None
         self._targets: dict[int, DeepTarget] = {}
         self._call_ns: float | None = None
+        self._disassembler = Disassembler(CacheFolder())
         self._lock = threading.RLock()
 
     def open(self, pid: int) -> DeepTarget:
@@ -173,6 +178,7 @@ class DeepProbes:
         for descriptor in self._programs.values():
             os.close(descriptor)
         self._programs = {}
+        self._disassembler.close()
 
     def _probe(self, target: DeepTarget, fd: int, identity: Identity, path: str) -> None:
         try:
@@ -183,28 +189,43 @@ class DeepProbes:
             return
         target._files.add(identity)
         attached = []
-        for name, offset in info.symbols.items():
+        for name, found in self._returns(fd, info, info.symbols).items():
             try:
-                target._descriptors += self._attach(name, f"/proc/self/fd/{fd}", offset, target.pid)
+                target._descriptors += self._attach(name, fd, found, target.pid)
             except SourceError:
                 continue  # this one cannot be stepped over; the others tell the rest
             attached.append(name)
         if attached:
             target.libraries[path] = tuple(attached)
 
-    # The return first, as in monitor/kernel/targets.py. A probe of a task covers its whole
+    # Of those that can be probed: what is read or written is known at a call's return alone.
+    def _returns(
+        self, fd: int, info: elf.ElfInfo, symbols: Mapping[str, int]
+    ) -> dict[str, Returns]:
+        functions = {name: (offset, info.sizes.get(name, 0)) for name, offset in symbols.items()}
+        found = self._disassembler.find(fd, info.machine, info.build_id, functions)
+        return {
+            name: said
+            for name, said in found.items()
+            if isinstance(said, Returns) and (said.places or DEEP_FUNCTIONS[name][1] is None)
+        }
+
+    # The returns first, as in monitor/kernel/targets.py. A probe of a task covers its whole
     # address space: every thread of the process and no other process.
-    def _attach(self, name: str, path: str, offset: int, pid: int) -> list[int]:
+    def _attach(self, name: str, fd: int, found: Returns, pid: int) -> list[int]:
         descriptors: list[int] = []
         entry, ret = DEEP_FUNCTIONS[name]
+        places = [(ret, place) for place in found.places if ret is not None]
         try:
-            for program, retprobe in ((ret, True), (entry, False)):
-                if program is not None:
-                    descriptors.append(
-                        uprobe.attach(
-                            self._programs[program], path, offset, retprobe=retprobe, pid=pid
-                        )
+            for program, place in (*places, (entry, found.entry)):
+                descriptors.append(
+                    uprobe.attach(
+                        self._programs[program], f"/proc/self/fd/{fd}", place.offset, pid=pid
                     )
+                )
+            for _, place in places:
+                if os.pread(fd, len(place.code), place.offset) != place.code:
+                    raise SourceError("it was written to while it was looked at")
         except BaseException:
             uprobe.release(descriptors)
             raise
@@ -216,9 +237,22 @@ class DeepProbes:
         function = libc.labs
         path, offset = uprobe.place_of(ctypes.cast(function, ctypes.c_void_p).value or 0)
         pid = os.getpid()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            info = elf.inspect(fd, (_TRIED_FUNCTION,))
+            functions = {_TRIED_FUNCTION: (offset, info.sizes.get(_TRIED_FUNCTION, 0))}
+            found = self._disassembler.find(fd, info.machine, info.build_id, functions)
+            place = found[_TRIED_FUNCTION]
+            if isinstance(place, str):
+                raise SourceError(f"cannot measure what a call costs: {place}")
+            return self._time(function, fd, place, pid)
+        finally:
+            os.close(fd)
+
+    def _time(self, function: Callable[[int], int], fd: int, place: Returns, pid: int) -> float:
         with self._counted(pid):
             plain_ns = _time_of(function)
-            descriptors = self._attach(_READ_OR_WRITE[0], path, offset, pid)
+            descriptors = self._attach(_READ_OR_WRITE[0], fd, place, pid)
             try:
                 probed_ns = _time_of(function)
             finally:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from monitor.errors import SourceError
 
-__all__ = ["ElfError", "ElfInfo", "inspect"]
+__all__ = ["ElfError", "ElfFile", "ElfInfo", "Segment", "inspect"]
 
 _MACHINES: Final = {3: "i386", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
 
@@ -32,6 +33,7 @@ _MAX_NOTE_BYTES: Final = 4096
 _MAX_CHAIN: Final = 512  # symbols in one hash bucket; linkers aim at less than 4
 _MAX_SYMTAB_BYTES: Final = 16 << 20  # 700,000 symbols; node has 110,000
 _MAX_STRTAB_BYTES: Final = 32 << 20  # node: 7.5 MB
+_MAX_SECONDS: Final = 0.5  # of CPU; node, with 110,000 symbols, takes 0.05
 _MAX_HITS: Final = 256  # places where a name or its number may stand by chance
 _CHUNK: Final = 256 << 10
 
@@ -44,6 +46,8 @@ _NOTE: Final = struct.Struct("<III")
 
 _PT_LOAD, _PT_DYNAMIC, _PT_NOTE = 1, 2, 4
 _PF_X, _PF_W = 1, 2
+_ET_EXEC, _ET_DYN = 2, 3
+_DT_DEBUG, _DT_FLAGS_1, _DF_1_PIE = 21, 0x6FFFFFFB, 0x08000000
 _SHT_SYMTAB: Final = 2
 _STT_FUNC: Final = 2
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ = 4, 5, 6, 10
@@ -53,6 +57,9 @@ _NT_GNU_BUILD_ID: Final = 3
 _NT_GO_BUILD_ID: Final = 4
 _GO_SECTIONS: Final = (b".go.buildinfo\0", b".gopclntab\0", b".note.go.buildid\0")
 _GO_BUILDINFO_MAGIC: Final = b"\xff Go buildinf:"
+
+
+_Place = tuple[int, int]  # offset in the file, bytes of code
 
 
 class ElfError(SourceError):
@@ -68,22 +75,29 @@ class ElfInfo:
     bits: int
     """32 or 64."""
     is_go: bool
-    """Made by the Go compiler: return probes crash it."""
+    """Made by the Go compiler."""
+    is_program: bool = False
+    """What a process is started from, and no library."""
     build_id: str | None
     """GNU build id in hex."""
     symbols: dict[str, int] = field(default_factory=dict)
     """Wanted function -> offset in the file, for those that the file defines."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Wanted function -> bytes of its code, as its symbol says; 0 where it does not."""
     unsupported: str | None = None
     """Why symbols were not looked for; None where they were."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
+class Segment:
+    """One program header."""
+
     kind: int
     flags: int
     offset: int
     vaddr: int
-    size: int  # in the file
+    size: int
+    """In the file."""
 
 
 def inspect(fd: int, names: Collection[str]) -> ElfInfo:
@@ -99,17 +113,23 @@ def inspect(fd: int, names: Collection[str]) -> ElfInfo:
     Source: the System V ABI, and the GNU hash table as glibc's and musl's linkers read it.
     """
     try:
-        return _Reader(fd).inspect(names)
+        return ElfFile(fd).inspect(names)
     except OSError as exc:
         raise ElfError(f"cannot read an ELF file: {exc.strerror}") from exc
+    except (OverflowError, struct.error) as exc:
+        raise ElfError("the ELF file points outside itself") from exc
 
 
-class _Reader:
+class ElfFile:
+    """One ELF file, read piece by piece. Every method may raise ElfError."""
+
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._segments: list[_Segment] = []
+        self._begun = time.thread_time()
+        self.segments: list[Segment] = []
 
     def inspect(self, names: Collection[str]) -> ElfInfo:
+        """As the function of this name; it also fills in ``segments``."""
         ident = os.pread(self._fd, _EHDR.size, 0)
         if ident[:4] != b"\x7fELF":
             raise ElfError("not an ELF file")
@@ -132,7 +152,7 @@ class _Reader:
         (_, kind, _, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx) = (
             _EHDR.unpack(ident)
         )
-        if kind not in (2, 3):  # ET_EXEC, ET_DYN
+        if kind not in (_ET_EXEC, _ET_DYN):
             raise ElfError("the ELF file is neither a program nor a shared library")
         self._read_segments(phoff, phentsize, phnum)
         build_id, is_go = self._read_notes()
@@ -144,7 +164,20 @@ class _Reader:
         missing = [name for name in names if name not in found]
         if missing:
             found |= self._static_symbols(sections, missing)
-        return ElfInfo(machine=machine, bits=bits, is_go=is_go, build_id=build_id, symbols=found)
+        return ElfInfo(
+            machine=machine,
+            bits=bits,
+            is_go=is_go,
+            is_program=kind == _ET_EXEC or self._says_program(),
+            build_id=build_id,
+            symbols={name: offset for name, (offset, _) in found.items()},
+            sizes={name: size for name, (_, size) in found.items()},
+        )
+
+    # A file of holes costs its maker nothing and its reader whatever the limits on sizes allow.
+    def _check_time(self) -> None:
+        if time.thread_time() - self._begun > _MAX_SECONDS:
+            raise ElfError(f"the ELF file takes more than {_MAX_SECONDS:g} s to search")
 
     # Exactly `size` bytes; short reads mean a damaged file.
     def _read(self, offset: int, size: int) -> bytes:
@@ -170,17 +203,19 @@ class _Reader:
             raise ElfError("the ELF program headers are damaged")
         for entry in _PHDR.iter_unpack(self._read(offset, count * _PHDR.size)):
             kind, flags, at, vaddr, _, size, _, _ = entry
-            self._segments.append(_Segment(kind, flags, at, vaddr, size))
+            self.segments.append(Segment(kind, flags, at, vaddr, size))
 
-    def _offset_of(self, vaddr: int, *, flags: int = 0) -> int | None:
-        for seg in self._segments:
+    def offset_of(self, vaddr: int, *, flags: int = 0) -> int | None:
+        """Where an address stands in the file; None where no loaded segment has it."""
+        for seg in self.segments:
             inside = seg.vaddr <= vaddr < seg.vaddr + seg.size
             if seg.kind == _PT_LOAD and inside and seg.flags & flags == flags:
                 return vaddr - seg.vaddr + seg.offset
         return None
 
-    def _read_at(self, vaddr: int, size: int) -> bytes:
-        offset = self._offset_of(vaddr)
+    def read_at(self, vaddr: int, size: int) -> bytes:
+        """Exactly so many bytes from an address on."""
+        offset = self.offset_of(vaddr)
         if offset is None:
             raise ElfError("an ELF table lies outside every segment")
         return self._read(offset, size)
@@ -188,7 +223,7 @@ class _Reader:
     # (build id, has a Go note)
     def _read_notes(self) -> tuple[str | None, bool]:
         build_id, is_go = None, False
-        for seg in self._segments:
+        for seg in self.segments:
             if seg.kind != _PT_NOTE:
                 continue
             data = self._read(seg.offset, min(seg.size, _MAX_NOTE_BYTES))
@@ -225,16 +260,22 @@ class _Reader:
 
     # Without section headers: Go keeps its build info at the start of its data.
     def _has_go_buildinfo(self) -> bool:
-        for seg in self._segments:
+        for seg in self.segments:
             if seg.kind == _PT_LOAD and seg.flags & _PF_W:
                 return _GO_BUILDINFO_MAGIC in self._read(seg.offset, min(seg.size, 64 << 10))
         return False
 
+    # Linkers flag position-independent programs, and leave room for debuggers in them alone.
+    def _says_program(self) -> bool:
+        tags = self.dynamic_tags()
+        return _DT_DEBUG in tags or bool(tags.get(_DT_FLAGS_1, 0) & _DF_1_PIE)
+
     # Exported symbols, by hash
 
-    def _dynamic_symbols(self, names: Collection[str]) -> dict[str, int]:
+    def dynamic_tags(self) -> dict[int, int]:
+        """Tag -> value, of the dynamic section; empty where there is none."""
         tags: dict[int, int] = {}
-        for seg in self._segments:
+        for seg in self.segments:
             if seg.kind == _PT_DYNAMIC:
                 size = min(seg.size, _MAX_DYNAMIC_BYTES) & ~(_DYN.size - 1)
                 for tag, value in _DYN.iter_unpack(self._read(seg.offset, size)):
@@ -242,48 +283,53 @@ class _Reader:
                         break
                     tags.setdefault(tag, value)
                 break
+        return tags
+
+    def _dynamic_symbols(self, names: Collection[str]) -> dict[str, _Place]:
+        tags = self.dynamic_tags()
         if _DT_SYMTAB not in tags or _DT_STRTAB not in tags:
             return {}
         candidates: Callable[[bytes], Iterator[int]]
         if _DT_GNU_HASH in tags:
-            candidates = _GnuHash(self._read_at, tags[_DT_GNU_HASH]).candidates
+            candidates = _GnuHash(self.read_at, tags[_DT_GNU_HASH]).candidates
         elif _DT_HASH in tags:
-            candidates = _SysvHash(self._read_at, tags[_DT_HASH]).candidates
+            candidates = _SysvHash(self.read_at, tags[_DT_HASH]).candidates
         else:
             return {}
         found = {}
         for name in names:
             encoded = name.encode()
             for index in candidates(encoded):
-                entry = self._read_at(tags[_DT_SYMTAB] + index * _SYM.size, _SYM.size)
-                offset = self._function_offset(entry)
-                if offset is None or not self._is_named(entry, encoded, tags):
+                entry = self.read_at(tags[_DT_SYMTAB] + index * _SYM.size, _SYM.size)
+                place = self._function(entry)
+                if place is None or not self._is_named(entry, encoded, tags):
                     continue
-                found[name] = offset
+                found[name] = place
                 if _DT_VERSYM not in tags:
                     break
-                version = self._read_at(tags[_DT_VERSYM] + index * 2, 2)
+                version = self.read_at(tags[_DT_VERSYM] + index * 2, 2)
                 if not int.from_bytes(version, "little") & _VERSYM_HIDDEN:
                     break
         return found
 
     def _is_named(self, entry: bytes, name: bytes, tags: dict[int, int]) -> bool:
         (name_off,) = struct.unpack_from("<I", entry)
-        offset = self._offset_of(tags[_DT_STRTAB] + name_off)
+        offset = self.offset_of(tags[_DT_STRTAB] + name_off)
         return offset is not None and os.pread(self._fd, len(name) + 1, offset) == name + b"\0"
 
-    # Offset in the file of a symbol that is a function defined here.
-    def _function_offset(self, entry: bytes) -> int | None:
-        _, info, _, section, value, _ = _SYM.unpack(entry)
+    # A symbol that is a function defined here: its offset in the file, and its size.
+    def _function(self, entry: bytes) -> _Place | None:
+        _, info, _, section, value, size = _SYM.unpack(entry)
         if info & 0xF != _STT_FUNC or not section or not value:
             return None
-        return self._offset_of(value, flags=_PF_X)
+        offset = self.offset_of(value, flags=_PF_X)
+        return None if offset is None else (offset, size)
 
     # Symbols that only .symtab knows, by searching bytes
 
     def _static_symbols(
         self, sections: list[tuple[int, ...]], names: Collection[str]
-    ) -> dict[str, int]:
+    ) -> dict[str, _Place]:
         for section in sections:
             _, kind, _, _, offset, size, link, _, _, entry_size = section
             if kind != _SHT_SYMTAB or entry_size != _SYM.size or link >= len(sections):
@@ -303,6 +349,7 @@ class _Reader:
         overlap = max(map(len, needles.values()))
         for base, chunk in self._chunks(offset, size, overlap):
             for name, needle in needles.items():
+                self._check_time()
                 at = chunk.find(needle)
                 while at >= 0:
                     wanted[struct.pack("<I", base + at)] = name
@@ -311,20 +358,21 @@ class _Reader:
                     at = chunk.find(needle, at + 1)
         return wanted
 
-    def _find_entries(self, offset: int, size: int, wanted: dict[bytes, str]) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def _find_entries(self, offset: int, size: int, wanted: dict[bytes, str]) -> dict[str, _Place]:
+        found: dict[str, _Place] = {}
         hits = 0
         step = _CHUNK - _CHUNK % _SYM.size  # so that no entry is cut
         for base in range(0, size, step):
             chunk = self._read(offset + base, min(step, size - base))
             for number, name in wanted.items():
+                self._check_time()
                 at = chunk.find(number)
                 while at >= 0:
                     hits += 1
                     if hits > _MAX_HITS * _MAX_HITS:
                         raise ElfError("the ELF symbol table is damaged")
                     if at % _SYM.size == 0:
-                        place = self._function_offset(chunk[at : at + _SYM.size])
+                        place = self._function(chunk[at : at + _SYM.size])
                         if place is not None:
                             found.setdefault(name, place)
                     at = chunk.find(number, at + 1)

@@ -17,7 +17,7 @@ from monitor.kernel.attach import Attached, attach
 from monitor.kernel.identities import find_cgroup2
 from monitor.kernel.live import Live, LiveFigures
 from monitor.kernel.loader import Loaded, load
-from monitor.kernel.programs import CGROUP_HOOKS, TRACEPOINTS
+from monitor.kernel.programs import CGROUP_HOOKS, PROBED_FUNCTIONS, TRACEPOINTS
 from monitor.kernel.ring import Ring
 
 __all__ = ["RING_BYTES", "Kernel"]
@@ -174,6 +174,19 @@ class Kernel:
     def forget_connection(self, sk: int) -> bool:
         """Delete an entry of conn_by_sk; False if the kernel had done so."""
         return bpf_syscall.delete_element(self.loaded.maps["conn_by_sk"], struct.pack("=Q", sk))
+
+    def probe_programs(self) -> dict[str, int]:
+        """Descriptors of the programs for functions in libraries, by name."""
+        programs = self.loaded.programs
+        names = {name for pair in PROBED_FUNCTIONS.values() for name in pair}
+        return {name: programs[name] for name in names if name in programs}
+
+    def forget_calls(self) -> None:
+        """Empty the map of lookups under way: nobody saw how they ended."""
+        lookups = self.loaded.maps["lookup_by_thread"]
+        spec = self.loaded.specs["lookup_by_thread"]
+        for key in bpf_syscall.keys(lookups, spec.key_size, spec.max_entries):
+            bpf_syscall.delete_element(lookups, key)
 
     def counters(self) -> dict[str, int]:
         """What the kernel side counted since it was loaded, by the names of enum counter."""

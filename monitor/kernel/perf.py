@@ -31,7 +31,7 @@ class PerfAttr:
     """The fields of ``struct perf_event_attr`` that we set; ``flags`` are its bitfields."""
 
     type: int
-    config: int
+    config: int = 0
     sample_type: int = 0
     flags: int = 0
     wakeup: int = 0

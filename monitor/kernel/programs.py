@@ -11,6 +11,7 @@ __all__ = [
     "DEEP_FUNCTIONS",
     "FIELDS",
     "LICENSE",
+    "LOOKUP_FUNCTIONS",
     "MAPS",
     "PROBED_FUNCTIONS",
     "PROGRAMS",
@@ -121,7 +122,7 @@ CGROUP_HOOKS: Final = (
     "connect6_enter",
 )
 
-# library function -> (program at entry, program at return)
+# library function -> (program at entry, program at each returning instruction)
 PROBED_FUNCTIONS: Final = {
     "getaddrinfo": ("getaddrinfo_enter", "getaddrinfo_return"),
     # gethostbyname() and gethostbyname2() call these
@@ -134,7 +135,11 @@ PROBED_FUNCTIONS: Final = {
     "mbedtls_ssl_handshake": ("mbedtls_enter", "mbedtls_return"),
 }
 
-# library function -> (program at entry, program at return or None): plaintext, on request
+# Of these an entry without a return is nothing.
+LOOKUP_FUNCTIONS: Final = ("getaddrinfo", "gethostbyname_r", "gethostbyname2_r")
+
+# library function -> (program at entry, program at each returning instruction or None):
+# plaintext, on request
 DEEP_FUNCTIONS: Final = {
     "SSL_write": ("deep_write_enter", "deep_return"),
     "SSL_write_ex": ("deep_write_ex_enter", "deep_return"),

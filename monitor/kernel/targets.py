@@ -1,9 +1,18 @@
 """Which files carry which probes, at every moment.
 
 A file becomes a target when a process maps it and it defines a function that we probe, whatever
-its name. Its probes stay for as long as a process uses it, and a little longer; they hold the
-file's mount, so a container that is gone must not keep them. The system's own libraries are
-probed from the start and stay, so that the first short-lived program is seen too.
+its name. Its probes stay for as long as a process uses it and not a moment longer: they hold the
+file's mount, and a file that nobody maps may be overwritten, whose next program would then meet a
+probe in the middle of another instruction. The system's own libraries are probed from the start
+and stay, so that the first short-lived program is seen too. A file that is written to loses its
+probes at once, whoever uses it, and is looked at anew.
+
+A probe is placed only where the file holds the bytes that were analysed, and that is asked again
+once it is in its place.
+
+Only libraries are probed. A program's own text is more than code to some: they move it to large
+pages, check it, patch it; and a copied probe kills. For the same reason nothing is probed while a
+program runs that translates machine code (valgrind, qemu-user): it would translate the probe.
 
 Every process maps dozens of files, so most of the work is to have nothing to do: files known to be
 uninteresting are in `Targets.skip`, which the watch over mappings consults before it makes an
@@ -13,19 +22,23 @@ and whoever can run programs can make us look: hence the budget.
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from monitor.errors import SourceError
 from monitor.kernel import elf, mapped_file, mappings, uprobe
+from monitor.kernel.exclusions import Exclusions
+from monitor.kernel.file_watch import FileWatch
+from monitor.kernel.known_libraries import LOOK_AHEAD, STANDARD, standard_paths
 from monitor.kernel.mapped_file import FileGone, FileRefused, Identity, OpenedFile
+from monitor.kernel.placing import Attach, FindReturns, Placing, ProbePrograms
 
-__all__ = ["ProbePrograms", "TargetStatus", "Targets"]
+__all__ = ["TargetStatus", "Targets"]
 
 MAX_TARGETS: Final = 256  # files with probes; each takes up to 6 descriptors
 _MAX_KNOWN: Final = 32_768  # uninteresting files remembered; beyond, all are looked into again
@@ -33,50 +46,21 @@ _MAX_PENDING: Final = 4096  # mappings that wait for the next second's budget
 _MAX_REFUSED: Final = 32  # refusals and failures that status() tells of
 _BUDGET_NS: Final = 200_000_000  # spent on looking into files ...
 _BUDGET_PERIOD_NS: Final = 1_000_000_000  # ... in so long
-_LINGER_NS: Final = 10_000_000_000  # a container that runs one program after another keeps it
 _REFRESH_NS: Final = 60_000_000_000  # how soon a library that was upgraded is unpinned
-
-# The dynamic linkers' standard directories, and what in them is probed before anyone uses it.
-_STANDARD: Final = tuple(
-    f"{folder}/{name}"
-    for folder in ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/lib/*-linux-*")
-    for name in (
-        "libc.so.6",
-        "ld-musl-*.so.1",
-        "libssl.so.*",
-        "libgnutls.so.*",
-        "libssl3.so",
-        "libwolfssl.so.*",
-        "libmbedtls.so.*",
-    )
+# Placing probes and taking them out takes 1 ms of CPU. A file that comes and goes more often than
+# so in a minute is left alone until the next.
+_MAX_COMINGS: Final = 30
+# From an exec to the new program's mappings, and from a look ahead to those of who made us look.
+_BETWEEN_NS: Final = 20_000_000
+_AHEAD_NS: Final = 200_000_000
+# The programs that run another's code by translating it, as they are mapped.
+_TRANSLATOR: Final = re.compile(
+    rb"/(?:valgrind/[a-z0-9_-]+-(?:amd64|x86|arm64|arm|riscv64)-linux|qemu-(?!system)[a-z0-9_]+(?:-static)?"
+    rb"|libdynamorio[^/]*|pinbin|box64|FEXInterpreter)$"
 )
 
 
-# Looked for in the root directory of a program that is new to us, before its dynamic linker comes
-# to them: the first probe takes the kernel 15 ms, a small program needs no longer to its lookup.
-_LOOK_AHEAD: Final = (
-    *(
-        f"{folder}/{name}"
-        for name in ("libc.so.6", "libssl.so.3", "libssl.so.1.1", "libgnutls.so.30")
-        for folder in (f"/lib/{os.uname().machine}-linux-gnu", "/lib64", "/lib")
-    ),
-    f"/lib/ld-musl-{os.uname().machine}.so.1",
-)
 _MAX_ROOTS: Final = 1024  # root directories remembered as looked into
-
-
-class Attach(Protocol):
-    """As `uprobe.attach`."""
-
-    def __call__(self, prog_fd: int, path: str, offset: int, *, retprobe: bool) -> int: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbePrograms:
-    """Descriptors of the programs for one function; None leaves that side unprobed."""
-
-    entry: int | None
-    ret: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +92,9 @@ class _Target:
     error: str | None = None
     keys: set[mappings.Key] = field(default_factory=set)
     users: set[int] = field(default_factory=set)
-    idle_since_ns: int | None = None
+    watch: int | None = None
+    free_at_ns: int | None = None
+    """Nobody uses it now, but somebody may be about to: until then it is kept."""
 
 
 class Targets:
@@ -117,7 +103,11 @@ class Targets:
     Args:
         attach: as `uprobe.attach`.
         programs: function -> its programs.
+        find_returns: as `disassembler.Disassembler.find`.
+        watch: as `file_watch.FileWatch`; None: nobody tells when a file is written to.
+        exclusions: what is kept free of probes.
         release: closes the descriptors of a target that is no longer used.
+        settle: waits until all that was released is closed.
         opener: as `mapped_file.open_mapped`.
         opener_own: as `mapped_file.open_own`.
         opener_ahead: as `mapped_file.open_cached`.
@@ -130,27 +120,39 @@ class Targets:
     skip: set[mappings.Key]
     """Files whose mappings need not be reported: hand it to `mappings.MappingWatch`."""
     counts: Counter[str]
-    """Files ``looked`` into, and of these ``go``, ``unsupported`` and ``full`` (no room for more
-    targets); files ``refused``; mappings ``deferred`` for want of budget, and ``dropped`` then."""
+    """Files ``looked`` into, and of these ``go``, ``program``, ``unsupported``, ``excluded``,
+    ``unsound`` (what they say of a function is not so), ``restless`` (they come and go), ``paused``
+    (met while a translator ran) and ``full`` (no room for more targets); files ``refused``; files
+    ``written`` to while they were probed; mappings ``deferred`` for want of budget, and ``dropped``
+    then."""
 
     def __init__(
         self,
         attach: Attach,
         programs: Mapping[str, ProbePrograms],
         *,
+        find_returns: FindReturns,
+        watch: FileWatch | None = None,
+        exclusions: Exclusions | None = None,
         release: Callable[[Sequence[int]], None] = uprobe.release,
+        settle: Callable[[], None] = uprobe.settle,
         opener: Callable[[mappings.Mapping], OpenedFile] = mapped_file.open_mapped,
         opener_own: Callable[[str], OpenedFile] = mapped_file.open_own,
         opener_ahead: Callable[[mappings.Mapping, str], OpenedFile] = mapped_file.open_cached,
         scan: Callable[[], Iterable[mappings.Mapping]] = mappings.scan,
-        standard: Sequence[str] = _STANDARD,
+        standard: Sequence[str] = STANDARD,
         proc: str = "/proc",
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.skip = set()
         self.counts = Counter()
-        self._attach, self._release = attach, release
+        self._release, self._settle = release, settle
         self._programs = dict(programs)
+        self._placing = Placing(attach, self._programs, find_returns, release)
+        self._watch = watch
+        self._exclusions = exclusions or Exclusions()
+        self._excluded: dict[Identity, str] = {}  # not probed again while we run
+        self._comings: Counter[Identity] = Counter()  # this minute
         self._open, self._open_own, self._open_ahead = opener, opener_own, opener_ahead
         self._roots: dict[tuple[str, str], None] = {}
         self._scan, self._standard, self._proc = scan, standard, proc
@@ -158,12 +160,14 @@ class Targets:
         self._targets: dict[Identity, _Target] = {}
         self._by_key: dict[mappings.Key, _Target] = {}
         self._uses: dict[int, set[_Target]] = {}  # users of targets that are not pinned
+        self._unused: set[_Target] = set()  # have lost a user since they were last looked through
         self._refused: deque[TargetStatus] = deque(maxlen=_MAX_REFUSED)
         self._pending: deque[mappings.Mapping] = deque()
         self._period_start_ns = self._spent_ns = 0
         self._refreshed_ns: int | None = None
         self._scan_due = False
         self._has_been_full = False
+        self._translators: set[int] = set()  # processes that translate machine code
 
     # What the owner calls
 
@@ -172,25 +176,56 @@ class Targets:
 
         The watch over mappings is to be open already, so that nothing falls between the two.
         """
+        self._refreshed_ns = self._clock_ns()
+        found = list(self._scan())
+        self._translators = {each.pid for each in found if _TRANSLATOR.search(each.path)}
         self._pin_standard()
-        self._rescan(limited=False)
+        for mapping in found:
+            self._mapped(mapping, limited=False)
 
     def handle(self, events: Iterable[mappings.Event]) -> None:
         """Take in what `mappings.MappingWatch` has told."""
         for event in events:
             match event:
                 case mappings.Mapping():
+                    if _TRANSLATOR.search(event.path):
+                        self._pause(event.pid)
                     self._mapped(event)
                 case mappings.Fork(pid, parent):
                     self._leave(pid)
+                    if parent in self._translators:
+                        self._translators.add(pid)
                     for target in self._uses.get(parent, ()):
                         self._use(pid, target)
-                case mappings.Exec(pid) | mappings.Exit(pid):
-                    self._leave(pid)
+                case mappings.Exec(pid):
+                    # what comes next mostly maps the same libraries
+                    self._leave(pid, keep_ns=_BETWEEN_NS)
+                    self._resume(pid)
+                case mappings.Exit(pid):
+                    if not self._has_threads(pid):  # a process may outlive its main thread
+                        self._leave(pid)
+                        self._resume(pid)
                 case mappings.Lost():
                     self._scan_due = True
         if self._pending:
             self._work_off()
+        self._drop_unused()
+
+    def deadline_ns(self) -> int | None:
+        """When `handle` is to be called, be there events or not; None: not before there are."""
+        waiting = [t.free_at_ns for t in self._unused if t.free_at_ns is not None]
+        return min(waiting, default=None)
+
+    def written(self) -> None:
+        """Let go of files that somebody writes to; to be called when the watch has something."""
+        if self._watch is None:
+            return
+        numbers = self._watch.written()
+        for target in [t for t in self._targets.values() if t.watch in numbers]:
+            self.counts["written"] += 1
+            self.skip -= target.keys
+            self._drop(target)
+            self._scan_due = True  # who maps it still is asked in a while, and it is looked at anew
 
     def sweep(self, now_ns: int) -> None:
         """Drop what nobody uses, catch up with what was missed; call it every second or so.
@@ -199,22 +234,19 @@ class Targets:
             now_ns: CLOCK_MONOTONIC.
         """
         self._work_off()
-        if self._refreshed_ns is None:
+        if self._refreshed_ns is None or now_ns - self._refreshed_ns >= _REFRESH_NS:
             self._refreshed_ns = now_ns
-        elif now_ns - self._refreshed_ns >= _REFRESH_NS:
-            self._refreshed_ns = now_ns
+            self._comings.clear()
+            self.skip.clear()  # what was of no interest may have been overwritten since
             self._pin_standard()
+        for pid in [pid for pid in self._translators if not os.path.exists(f"{self._proc}/{pid}")]:
+            self._resume(pid)
         for pid in [pid for pid in self._uses if not os.path.exists(f"{self._proc}/{pid}")]:
             self._leave(pid)
-        idle = self._idle(now_ns)
-        # Before probes are taken out, all processes are asked: events may have been lost, and a
-        # process may outlive its main thread.
-        if self._scan_due or idle:
+        if self._scan_due:
             self._scan_due = False
             self._rescan(limited=True)
-        for target in idle:
-            if not target.users:
-                self._drop(target)
+        self._drop_unused()
 
     def status(self) -> list[TargetStatus]:
         """Every target, then the files that were refused last."""
@@ -223,12 +255,28 @@ class Targets:
     def close(self) -> None:
         """Detach everything, and wait until that is done."""
         for target in self._targets.values():
-            for fd in target.fds:
-                os.close(fd)
+            self._release(target.fds)
+        self._settle()
         self._targets.clear()
         self._by_key.clear()
         self._uses.clear()
         self._pending.clear()
+
+    # Translators
+
+    def _pause(self, pid: int) -> None:
+        if not self._translators:
+            for target in list(self._targets.values()):
+                self._drop(target)
+        self._translators.add(pid)
+
+    def _resume(self, pid: int) -> None:
+        if pid in self._translators:
+            self._translators.discard(pid)
+            if not self._translators:
+                self.skip.clear()
+                self._refreshed_ns = None  # the system's own libraries are probed at the next sweep
+                self._scan_due = True
 
     # Mappings
 
@@ -276,7 +324,7 @@ class Targets:
         if len(self._roots) >= _MAX_ROOTS:
             self._roots.clear()
         self._roots[root] = None
-        for path in _LOOK_AHEAD:
+        for path in LOOK_AHEAD:
             try:
                 opened = self._open_ahead(mapping, path)
             except SourceError:
@@ -304,11 +352,11 @@ class Targets:
             target = self._targets.get(opened.identity) or self._examine(opened, path, pinned=False)
         finally:
             os.close(opened.fd)
-        if target is None or target.pinned:
+        if target is None or (target.pinned and not self._exclusions.about_processes):
             self._ignore(mapping.key)
         if target is not None:
             target.keys.add(mapping.key)
-            if not target.pinned:
+            if not target.pinned or self._exclusions.about_processes:
                 self._by_key[mapping.key] = target
                 self._use(mapping.pid, target)
 
@@ -330,15 +378,8 @@ class Targets:
             self.counts["unsupported"] += 1
         if not info.symbols:
             return None
-        if info.is_go:
-            self.counts["go"] += 1
-            reason = "a Go program, which return probes crash"
-            self._refuse(path, opened.dev, opened.inode, info.build_id, reason)
-            return None
-        if len(self._targets) >= MAX_TARGETS:
-            self.counts["full"] += 1
-            self._has_been_full = True
-            reason = f"{MAX_TARGETS} files are probed already"
+        reason = self._reason_against(opened.identity, path, info)
+        if reason is not None:
             self._refuse(path, opened.dev, opened.inode, info.build_id, reason)
             return None
         target = _Target(
@@ -349,31 +390,46 @@ class Targets:
             build_id=info.build_id,
             pinned=pinned,
         )
-        for name, offset in info.symbols.items():
-            self._probe(target, opened.fd, name, offset)
+        # before the file is read, so that nothing is written unnoticed after
+        target.watch = self._watch.add(opened.fd) if self._watch is not None else None
+        placed = self._placing.place(opened.fd, info)
+        target.fds, target.attached, target.error = placed.fds, placed.attached, placed.error
+        self.counts["unsound"] += placed.unsound
         if not target.fds:
+            if target.watch is not None and self._watch is not None:
+                self._watch.remove(target.watch)
             self._refuse(path, opened.dev, opened.inode, info.build_id, target.error)
             return None
+        self._comings[target.identity] += 1
         self._targets[target.identity] = target
+        if not pinned:
+            self._unused.add(target)  # unless somebody uses it soon
+            target.free_at_ns = self._clock_ns() + _AHEAD_NS
         return target
 
-    # The return first: a call that begins between the two is then a return without an entry,
-    # which is ignored, and not an entry that waits for its return for ever.
-    def _probe(self, target: _Target, fd: int, name: str, offset: int) -> None:
-        programs = self._programs[name]
-        fds: list[int] = []
-        try:
-            for prog_fd, retprobe in ((programs.ret, True), (programs.entry, False)):
-                if prog_fd is not None:
-                    path = f"/proc/self/fd/{fd}"
-                    fds.append(self._attach(prog_fd, path, offset, retprobe=retprobe))
-        except SourceError as exc:
-            target.error = f"{name}: {exc}"
-            self._release(fds)
-        else:
-            target.fds += fds
-            if fds:
-                target.attached.append(name)
+    # Why a file that has something to probe is left alone; None where it is not.
+    def _reason_against(self, identity: Identity, path: str, info: elf.ElfInfo) -> str | None:
+        kind: str | None = None
+        reason = self._excluded.get(identity)
+        if reason is not None:
+            kind = "excluded"
+        elif rule := self._exclusions.of_library(path):
+            kind, reason = "excluded", f"excluded by {rule}"
+            self._excluded[identity] = reason  # under its other names, too
+        elif info.is_go:
+            kind, reason = "go", "a Go program, which is seen on the wire"
+        elif info.is_program:
+            kind, reason = "program", "a program, not a library: it is seen on the wire"
+        elif self._translators:
+            kind, reason = "paused", "a program that translates machine code runs"
+        elif self._comings[identity] >= _MAX_COMINGS:
+            kind, reason = "restless", "it comes and goes too often to be probed"
+        elif len(self._targets) >= MAX_TARGETS:
+            self._has_been_full = True
+            kind, reason = "full", f"{MAX_TARGETS} files are probed already"
+        if kind is not None:
+            self.counts[kind] += 1
+        return reason
 
     def _refuse(
         self, path: str, dev: int, inode: int, build_id: str | None, error: str | None
@@ -393,7 +449,7 @@ class Targets:
     # Probe the system's own libraries; one that an upgrade replaced is then like any other file.
     def _pin_standard(self) -> None:
         found: set[Identity] = set()
-        for path in self._standard_paths():
+        for path in standard_paths(self._standard):
             try:
                 opened = self._open_own(path)
             except SourceError:
@@ -410,6 +466,7 @@ class Targets:
         for target in self._targets.values():
             if target.pinned and target.identity not in found:
                 target.pinned = False
+                self._unused.add(target)
                 self.skip -= target.keys
                 self._by_key |= dict.fromkeys(target.keys, target)
                 self._scan_due = True  # who uses it was not counted
@@ -423,32 +480,36 @@ class Targets:
                 self._by_key.pop(key, None)
                 self._ignore(key)
 
-    def _standard_paths(self) -> Iterator[str]:
-        seen = set()
-        for pattern in self._standard:
-            for path in glob.iglob(pattern):
-                real = os.path.realpath(path)
-                if real not in seen:
-                    seen.add(real)
-                    yield real
+    def _has_threads(self, pid: int) -> bool:
+        if pid not in self._uses:
+            return False
+        try:
+            return len(os.listdir(f"{self._proc}/{pid}/task")) > 1
+        except OSError:
+            return False
 
-    # Targets that nobody has used for long enough.
-    def _idle(self, now_ns: int) -> list[_Target]:
-        idle = []
-        for target in self._targets.values():
-            if target.pinned or target.users:
-                target.idle_since_ns = None
-            elif target.idle_since_ns is None:
-                target.idle_since_ns = now_ns
-            elif now_ns - target.idle_since_ns >= _LINGER_NS:
-                idle.append(target)
-        return idle
+    def _drop_unused(self) -> None:
+        if not self._unused:
+            return
+        now_ns = self._clock_ns()
+        for target in list(self._unused):
+            if target.free_at_ns is not None and target.free_at_ns > now_ns:
+                continue
+            self._unused.discard(target)
+            is_held = self._targets.get(target.identity) is target
+            if is_held and not target.users and not target.pinned:
+                self._drop(target)
 
     def _drop(self, target: _Target) -> None:
         del self._targets[target.identity]
         for key in target.keys:
             self._by_key.pop(key, None)
+        for pid in list(target.users):
+            self._stop_using(pid, target)
+        if target.watch is not None and self._watch is not None:
+            self._watch.remove(target.watch)
         self._release(target.fds)
+        target.fds = []
         if self._has_been_full:  # now there is room for one that was turned away
             self._has_been_full = False
             self.skip.clear()
@@ -456,20 +517,43 @@ class Targets:
 
     # Users
 
+    # Whether a process that must meet no probe uses the file, which then has none any more.
+    def _exclude(self, pid: int, target: _Target) -> bool:
+        rule = self._exclusions.of_process(pid)
+        if rule is None:
+            return False
+        self.counts["excluded"] += 1
+        reason = f"excluded by {rule}, which a process that uses it falls under"
+        self._excluded[target.identity] = reason
+        if target.identity in self._targets:
+            self._drop(target)
+        self._refuse(target.path, target.dev, target.inode, target.build_id, reason)
+        return True
+
     def _use(self, pid: int, target: _Target) -> None:
+        if self._exclusions.about_processes and self._exclude(pid, target):
+            return
+        if target.pinned:
+            return
+        target.free_at_ns = None
         target.users.add(pid)
         self._uses.setdefault(pid, set()).add(target)
 
     def _stop_using(self, pid: int, target: _Target) -> None:
         target.users.discard(pid)
+        self._unused.add(target)
+        target.free_at_ns = None
         uses = self._uses.get(pid, set())
         uses.discard(target)
         if not uses:
             self._uses.pop(pid, None)
 
-    def _leave(self, pid: int) -> None:
+    def _leave(self, pid: int, keep_ns: int = 0) -> None:
         for target in self._uses.pop(pid, ()):
             target.users.discard(pid)
+            if not target.users:
+                self._unused.add(target)
+                target.free_at_ns = self._clock_ns() + keep_ns if keep_ns else None
 
     def _status(self, target: _Target) -> TargetStatus:
         return TargetStatus(

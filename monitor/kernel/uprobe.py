@@ -1,4 +1,4 @@
-"""Attach a BPF program to a function in a file: a uprobe, or on its return a uretprobe.
+"""Attach a BPF program to an instruction in a file: a uprobe.
 
 Through the perf PMU, so neither tracefs nor a name that could clash is needed, and the probe is
 gone with its descriptor.
@@ -12,6 +12,7 @@ import fcntl
 import functools
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Final
 from monitor.errors import SourceError
 from monitor.kernel.perf import IOC_ENABLE, IOC_SET_BPF, PerfAttr, perf_event_open
 
-__all__ = ["UprobeError", "Warmer", "attach", "check_available", "place_of", "release"]
+__all__ = ["UprobeError", "Warmer", "attach", "check_available", "place_of", "release", "settle"]
 
 _WARM_NS: Final = 20_000_000  # how long a placed probe makes others quick
 _QUIET_NS: Final = 3_000_000_000
 _MAX_WARMING: Final = 64
+_MAX_CLOSING: Final = 8  # threads that wait for probes to be taken out
 
 _PMU: Final = Path("/sys/bus/event_source/devices/uprobe")
 
@@ -33,14 +35,14 @@ class UprobeError(SourceError):
     """A function cannot be probed."""
 
 
-def attach(prog_fd: int | None, path: str, offset: int, *, retprobe: bool, pid: int = -1) -> int:
-    """Run a BPF program whenever a function is entered, or returns.
+def attach(prog_fd: int | None, path: str, offset: int, *, pid: int = -1) -> int:
+    """Run a BPF program whenever an instruction is about to be executed.
 
     Args:
         prog_fd: a loaded program of type kprobe; None only counts: read 8 bytes of the descriptor.
         path: the file. The kernel follows it, so a file that was checked is given as
             ``/proc/self/fd/N`` of the checked descriptor.
-        offset: of the function's first instruction, in bytes from the start of the file.
+        offset: of the instruction, in bytes from the start of the file.
         pid: probe this process alone; -1 for all.
     Returns:
         A descriptor, closed on exec, that holds the probe, the file's inode and its mount: the
@@ -49,11 +51,10 @@ def attach(prog_fd: int | None, path: str, offset: int, *, retprobe: bool, pid: 
         UprobeError: the kernel has no uprobes, forbids them, or cannot place one there.
     Source: Documentation/ABI/testing/sysfs-bus-event_source-devices and perf_event_open(2).
     """
-    pmu_type, retprobe_bit = _pmu()
+    pmu_type = _pmu()
     where = ctypes.create_string_buffer(os.fsencode(path))
     attr = PerfAttr(
         type=pmu_type,
-        config=retprobe << retprobe_bit,
         config1=ctypes.addressof(where),
         config2=offset,
     )
@@ -75,17 +76,58 @@ def attach(prog_fd: int | None, path: str, offset: int, *, retprobe: bool, pid: 
 def release(fds: Sequence[int]) -> None:
     """Close probes without waiting for them.
 
-    Taking a probe out waits for every CPU to leave it, 70 ms each where that was measured, so an
-    event loop leaves it to a thread that does nothing else. The descriptors are no longer the
-    caller's.
+    The instruction is itself again at once, but then the kernel waits until every CPU has left
+    the probe, 100 ms each where that was measured. So an event loop leaves it to a few threads that
+    do nothing else. The descriptors are no longer the caller's.
     """
-    if fds:
-        threading.Thread(target=_close_all, args=(tuple(fds),), daemon=True).start()
+    _closer.close(fds)
 
 
-def _close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+def settle() -> None:
+    """Wait until everything that was released is closed."""
+    _closer.settle()
+
+
+# Closes descriptors side by side; its threads end when there is nothing left to do.
+class _Closer:
+    def __init__(self) -> None:
+        self._waiting: deque[int] = deque()
+        self._threads = 0
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+
+    def settle(self) -> None:
+        with self._lock:
+            while self._threads:
+                self._idle.wait()
+
+    def close(self, fds: Sequence[int]) -> None:
+        with self._lock:
+            self._waiting.extend(fds)
+            for _ in fds:
+                if self._threads >= _MAX_CLOSING:
+                    break
+                try:
+                    threading.Thread(target=self._work, name="closing", daemon=True).start()
+                except RuntimeError:  # no thread is to be had: one that runs will do it, or nobody
+                    break
+                self._threads += 1
+            alone = not self._threads
+        if alone:
+            self._work()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads = max(0, self._threads - 1)
+                    self._idle.notify_all()
+                    return
+                fd = self._waiting.popleft()
+            os.close(fd)
+
+
+_closer = _Closer()
 
 
 def check_available() -> None:
@@ -155,16 +197,13 @@ class Warmer:
             if self._file is None:
                 self._file = os.memfd_create("conmond-warm", os.MFD_CLOEXEC)
                 os.write(self._file, b"\xc3" * 4096)
-            self._fds.append(attach(None, f"/proc/self/fd/{self._file}", 0, retprobe=False))
+            self._fds.append(attach(None, f"/proc/self/fd/{self._file}", 0))
 
 
-# (type of the PMU, the bit of config that makes it a return probe)
 @functools.cache
-def _pmu() -> tuple[int, int]:
+def _pmu() -> int:
     try:
-        pmu_type = int((_PMU / "type").read_text())
-        bit = (_PMU / "format" / "retprobe").read_text().strip().removeprefix("config:")
-        return pmu_type, int(bit)
+        return int((_PMU / "type").read_text())
     except FileNotFoundError as exc:
         raise UprobeError(
             "cannot probe libraries: this kernel was built without CONFIG_UPROBE_EVENTS"

@@ -312,7 +312,7 @@ def test_a_process_killed_inside_getaddrinfo_leaves_nothing(watched, net) -> Non
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     offset = elf.inspect(fd, ["getaddrinfo"]).symbols["getaddrinfo"]
     program = watched.kernel.loaded.programs["getaddrinfo_enter"]
-    probe = uprobe.attach(program, f"/proc/self/fd/{fd}", offset, retprobe=False)
+    probe = uprobe.attach(program, f"/proc/self/fd/{fd}", offset)
     calls = bpf_syscall.MapBatch(
         watched.kernel.loaded.maps["lookup_by_thread"], 8, LOOKUP_CALL_BYTES
     )

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from monitor.kernel import uprobe
+from monitor.kernel.disassembler import Disassembler
+from monitor.kernel.file_watch import FileWatch
 from monitor.kernel.mapped_file import FileGone, open_mapped
 from monitor.kernel.mappings import MappingWatch, scan_process
-from monitor.kernel.targets import ProbePrograms, Targets
+from monitor.kernel.placing import ProbePrograms
+from monitor.kernel.targets import Targets
 from tests.kernel.tiny_bpf import Counter
 
 pytestmark = pytest.mark.kernel
@@ -44,7 +47,15 @@ class Run:
 
     def __init__(self, prog_fd: int, standard: tuple[str, ...] = ()) -> None:
         programs = {"getaddrinfo": ProbePrograms(entry=prog_fd, ret=None)}
-        self.targets = Targets(uprobe.attach, programs, standard=standard)
+        self.disassembler = Disassembler()
+        self.files = FileWatch()
+        self.targets = Targets(
+            uprobe.attach,
+            programs,
+            find_returns=self.disassembler.find,
+            watch=self.files,
+            standard=standard,
+        )
         self.watch = MappingWatch(self.targets.skip)
         self.targets.start()
 
@@ -57,6 +68,8 @@ class Run:
     def close(self) -> None:
         self.watch.close()
         self.targets.close()
+        self.files.close()
+        self.disassembler.close()
 
 
 @pytest.fixture
@@ -109,9 +122,39 @@ def test_a_library_of_any_name_is_probed_while_it_is_used(
     assert counter.value >= before + 23
     end(child)
     run.turn()
-    run.targets.sweep(0)
-    run.targets.sweep(11_000_000_000)
     assert run.of(copy.stat().st_ino) == []
+
+
+def test_a_library_that_is_written_to_loses_its_probes(
+    run: Run, counter: Counter, start, tmp_path: Path
+) -> None:
+    copy = tmp_path / "written.so"
+    shutil.copy(LIBC, copy)
+    child = start(sys.executable, "-c", CALLER, str(copy))
+    run.turn()
+    assert run.of(copy.stat().st_ino) != []
+    with open(copy, "r+b") as file:
+        file.write(b"\x7fELF")
+    run.targets.written()
+    assert run.of(copy.stat().st_ino) == []
+    uprobe.settle()
+    before = counter.value
+    call(child)
+    assert counter.value == before
+
+
+def test_a_mount_is_not_held_once_its_programs_have_ended(run: Run, start, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], check=True)
+    try:
+        shutil.copy(LIBC, tmp_path / "mounted.so")
+        child = start(sys.executable, "-c", CALLER, str(tmp_path / "mounted.so"))
+        run.turn()
+        assert run.of((tmp_path / "mounted.so").stat().st_ino) != []
+        end(child)
+        run.turn()
+        uprobe.settle()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_what_runs_before_the_start_is_probed_too(counter: Counter, start, tmp_path: Path) -> None:

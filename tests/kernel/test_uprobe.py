@@ -32,13 +32,12 @@ def libc_fd():
     os.close(fd)
 
 
-@pytest.mark.parametrize("retprobe", [False, True])
 def test_each_call_is_seen_once_until_the_descriptor_is_closed(
-    counter: Counter, libc_fd: int, retprobe: bool
+    counter: Counter, libc_fd: int
 ) -> None:
     offset = elf.inspect(libc_fd, ["labs"]).symbols["labs"]
     path = f"/proc/self/fd/{libc_fd}"
-    probe = uprobe.attach(counter.prog_fd, path, offset, retprobe=retprobe, pid=os.getpid())
+    probe = uprobe.attach(counter.prog_fd, path, offset, pid=os.getpid())
     assert fcntl.fcntl(probe, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     for _ in range(23):
         LIBC.labs(-5)
@@ -58,11 +57,11 @@ def test_other_processes_are_seen_unless_one_is_asked_for(counter: Counter, libc
             os._exit(0)
         os.waitpid(pid, 0)
 
-    mine = uprobe.attach(counter.prog_fd, path, offset, retprobe=False, pid=os.getpid())
+    mine = uprobe.attach(counter.prog_fd, path, offset, pid=os.getpid())
     call_in_child()
     assert counter.value == 0
     os.close(mine)
-    everyones = uprobe.attach(counter.prog_fd, path, offset, retprobe=False)
+    everyones = uprobe.attach(counter.prog_fd, path, offset)
     before = counter.value
     call_in_child()
     assert counter.value > before
@@ -71,8 +70,8 @@ def test_other_processes_are_seen_unless_one_is_asked_for(counter: Counter, libc
 
 def test_what_cannot_be_probed_is_told_in_a_sentence(counter: Counter, tmp_path) -> None:
     with pytest.raises(uprobe.UprobeError, match=r"cannot probe .*none\+0x10: No such file"):
-        uprobe.attach(counter.prog_fd, str(tmp_path / "none"), 16, retprobe=False)
+        uprobe.attach(counter.prog_fd, str(tmp_path / "none"), 16)
     with pytest.raises(uprobe.UprobeError, match="Invalid argument"):
-        uprobe.attach(counter.prog_fd, str(tmp_path), 16, retprobe=False)
+        uprobe.attach(counter.prog_fd, str(tmp_path), 16)
     with pytest.raises(uprobe.UprobeError):
-        uprobe.attach(counter.map_fd, "/bin/true", 4096, retprobe=False)
+        uprobe.attach(counter.map_fd, "/bin/true", 4096)

@@ -204,16 +204,30 @@ def test_the_library_s_own_times_come_first() -> None:
 
 
 def test_a_library_that_failed_outweighs_lengths_that_look_well() -> None:
-    failed = {"ssl": 1, "ssl_first_ns": 5 * MS, "ssl_library": int(Library.OPENSSL), "ssl_calls": 2}
+    failed = {
+        "ssl": 1, "ssl_first_ns": 5 * MS, "ssl_library": int(Library.GNUTLS), "ssl_calls": 2,
+        "flags": int(ConnFlag.SSL_RETURNED),
+    }  # fmt: skip
     whole = tls_record(**failed)
     assert whole.tls.result == "ok"  # a request was answered: the library's success was missed
     log = FULL.log[: 8 * next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "ok")]
     record = tls_record(log=log, log_len=len(log) // 8, **failed)
-    assert (record.tls.result, record.tls.source) == ("rejected", "openssl")
+    assert (record.tls.result, record.tls.source) == ("rejected", "gnutls")
     assert (record.tls_us, record.state, record.error) == (None, "failed", "EPROTO")
     assert record.tls.resumed is None
-    # and without a library the wire is all there is
+    # and without a library's word the wire is all there is
     assert tls_record(log=log, log_len=len(log) // 8).tls.result == "ok"
+    failed["flags"] = 0
+    assert tls_record(log=log, log_len=len(log) // 8, **failed).tls.result == "ok"
+
+
+def test_a_library_whose_returns_are_not_seen_says_when_the_handshake_began() -> None:
+    wire = tls_record()
+    begun = {"ssl": 1, "ssl_library": int(Library.OPENSSL), "ssl_calls": 1}
+    hello_ns = FULL.on(conn(0, end=1000), 0).hello_ns
+    record = tls_record(ssl_first_ns=hello_ns - 700_000, **begun)
+    assert (record.tls.source, record.tls.result) == ("openssl", "ok")
+    assert record.tls_us == wire.tls_us + 700
 
 
 @pytest.mark.parametrize(
@@ -226,7 +240,10 @@ def test_a_library_that_failed_outweighs_lengths_that_look_well() -> None:
 )
 def test_a_handshake_that_reading_finished_was_none_that_failed(said) -> None:
     """The library was called for it once, and wanted to read."""
-    once = {"ssl": 1, "ssl_first_ns": 5 * MS, "ssl_library": int(Library.OPENSSL), "ssl_calls": 1}
+    once = {
+        "ssl": 1, "ssl_first_ns": 5 * MS, "ssl_library": int(Library.GNUTLS), "ssl_calls": 1,
+        "flags": int(ConnFlag.SSL_RETURNED),
+    }  # fmt: skip
     end = next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "ok")
     log = FULL.log[: 8 * end]
     assert tls_record(log=log, log_len=end, **once).tls.result == "rejected"

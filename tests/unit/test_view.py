@@ -13,6 +13,7 @@ from monitor.api.parameters import Filters
 from monitor.cli.output import json_line
 from monitor.decode import _PEEK
 from monitor.keep import Keep
+from monitor.kernel.prober import Report
 from monitor.stats import Stats
 from monitor.view import View
 
@@ -68,7 +69,7 @@ def test_what_is_open_has_what_is_older_than_the_daemon(monkeypatch, mapped, old
         ),
         core=SimpleNamespace(facts=SimpleNamespace(boot="aaaaaaaa")),
         identities=None,
-        libraries=SimpleNamespace(status=list, unprobed=[], lookups_seen=True, return_probes=True),
+        prober=SimpleNamespace(report=Report(lookups_seen=True), pid=None),
         clock=None,
         keep=Keep(stats=Stats(started_ns=NOW), history=None, render=json_line),
         started_ns=NOW,
