@@ -29,7 +29,7 @@ static __always_inline int deep_enter(struct pt_regs *ctx, u32 received, bool by
 		return 0;
 	__sync_fetch_and_add(&target->calls, 1);
 	key.thread = thread;
-	key.stack = PT_REGS_SP(ctx);
+	key.stack = entry_stack(ctx);
 	call.object = PT_REGS_PARM1(ctx);
 	outer = received ? 0 : deep_by_thread.lookup(&thread);
 	if (outer && !outer->exit_ns && outer->object == call.object && key.stack < outer->stack)

@@ -123,6 +123,23 @@ static __always_inline __u64 read_task_key(void)
 	       READ_FIELD(__u32, task, OFF_task_struct_pid);
 }
 
+/*
+ * The stack pointer as it was when a function was entered: where the address
+ * lies that it returns to. On x86-64 the probe may lie behind a first push
+ * (monitor/kernel/returns.py says why), whose last byte is then right before it.
+ */
+static __always_inline __u64 entry_stack(struct pt_regs *ctx)
+{
+#if defined(__x86_64__)
+	__u8 before = 0;
+
+	read_user(&before, 1, (void *)(PT_REGS_IP(ctx) - 1));
+	return PT_REGS_SP(ctx) + ((before & 0xf8) == 0x50 ? 8 : 0);
+#else
+	return PT_REGS_SP(ctx);
+#endif
+}
+
 /* Addresses and ports as the socket holds them now; zero where not yet set. */
 static __always_inline void read_endpoints(struct conn_event *c, __u64 sk)
 {

@@ -214,14 +214,14 @@ static __always_inline void give_up_lookup(u64 thread, struct lookup_call *call,
 }
 
 /* The address that a function just entered will return to. */
-static __always_inline u64 read_caller(struct pt_regs *ctx)
+static __always_inline u64 read_caller(struct pt_regs *ctx, u64 stack)
 {
 #if defined(__aarch64__)
 	return ctx->regs[30];
 #else
 	u64 caller = 0;
 
-	read_user(&caller, sizeof(caller), (void *)PT_REGS_SP(ctx));
+	read_user(&caller, sizeof(caller), (void *)stack);
 	return caller;
 #endif
 }
@@ -248,7 +248,7 @@ static __always_inline struct lookup_call *enter_lookup(struct pt_regs *ctx, u64
 {
 	u64 thread = bpf_get_current_pid_tgid();
 	u64 now = bpf_ktime_get_ns();
-	u64 stack = PT_REGS_SP(ctx);
+	u64 stack = entry_stack(ctx);
 	struct lookup_call *blank, *call;
 	int zero = 0;
 
@@ -269,7 +269,7 @@ static __always_inline struct lookup_call *enter_lookup(struct pt_regs *ctx, u64
 		return 0;
 	call->start_ns = now;
 	call->stack = stack;
-	call->caller = read_caller(ctx);
+	call->caller = read_caller(ctx, stack);
 	call->function = function;
 	read_user_str(call->name, sizeof(call->name), (void *)name);
 	return call;
@@ -331,7 +331,7 @@ int hostent2_enter(struct pt_regs *ctx)
 	call->result = PT_REGS_PARM6(ctx);
 #ifdef __x86_64__
 	/* the seventh argument, above the return address */
-	read_user(&call->h_errno, sizeof(call->h_errno), (void *)(PT_REGS_SP(ctx) + 8));
+	read_user(&call->h_errno, sizeof(call->h_errno), (void *)(call->stack + 8));
 #elif defined(__aarch64__)
 	call->h_errno = ctx->regs[6];
 #endif

@@ -19,7 +19,7 @@ static __always_inline int handshake_enter(struct pt_regs *ctx, u32 library)
 
 	call.ssl = PT_REGS_PARM1(ctx);
 	call.enter_ns = bpf_ktime_get_ns();
-	call.stack = PT_REGS_SP(ctx);
+	call.stack = entry_stack(ctx);
 	call.library = library;
 	key.ssl = call.ssl;
 	key.pid = thread >> 32;

@@ -42,7 +42,7 @@ def _give_up_rights(libc: ctypes.CDLL) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def answer(fd: int, functions: dict[str, Any], decode: Decode) -> dict[str, Any]:
+def answer(fd: int, machine: str, functions: dict[str, Any], decode: Decode) -> dict[str, Any]:
     """What is known of some functions of one file."""
     file = ElfFile(fd)
     said: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def answer(fd: int, functions: dict[str, Any], decode: Decode) -> dict[str, Any]
         return dict.fromkeys(functions, str(exc))
     for name, (offset, size) in functions.items():
         try:
-            said[name] = to_json(find_returns(file, fd, offset, size, decode))
+            said[name] = to_json(find_returns(file, fd, machine, offset, size, decode))
         except (SourceError, OSError, OverflowError, struct.error) as exc:
             said[name] = str(exc)
     return said
@@ -77,7 +77,7 @@ def main() -> None:
                 asked["functions"], f"there is no disassembler for {asked['machine']}"
             )
         else:
-            said = answer(descriptors[0], asked["functions"], decode)
+            said = answer(descriptors[0], asked["machine"], asked["functions"], decode)
         for descriptor in descriptors:
             os.close(descriptor)
         channel.send(json.dumps(said).encode())

@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -205,7 +206,10 @@ class Prober:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_MESSAGE)
         parent = os.getpid()
         gc.freeze()  # so that the collector does not touch, and so copy, what both hold
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # that a thread may hold a lock: the new process takes none that another one took
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if not pid:
             try:
                 _become_prober(parent, theirs, self._programs)

@@ -6,6 +6,9 @@ is such an instruction. So the whole of its code is read, with what it jumps to:
 compiler moved away and functions that it ends in (tail calls), as long as those lie in the same
 file. A jump that could lead anywhere makes the answer "none", with the reason.
 
+The entry is probed behind the first push, where there is one: a debugger's breakpoint stands on the
+first instruction, and of two traps in one place the kernel would take both for its own.
+
 Whatever is read is a claim of strangers, so it must be consistent: the code must decode without a
 gap, from the begin of a function to its end, and jumps must meet instructions.
 """
@@ -70,6 +73,7 @@ class Returns:
     """What is known of one function."""
 
     entry: Place
+    """Where an entry is seen: what is handed over is still where it was."""
     places: tuple[Place, ...] = ()
     """Every instruction by which it returns; empty where ``reason`` says why not."""
     reason: str | None = None
@@ -77,12 +81,15 @@ class Returns:
     """The code that was read: offset in the file and bytes, of each piece."""
 
 
-def find_returns(file: ElfFile, fd: int, offset: int, size: int, decode: Decode) -> Returns:
+def find_returns(
+    file: ElfFile, fd: int, machine: str, offset: int, size: int, decode: Decode
+) -> Returns:
     """Read one function.
 
     Args:
         file: inspected.
         fd: the same file.
+        machine: as `elf.ElfInfo` names it.
         offset: of the function's first instruction in the file.
         size: bytes of its code as its symbol says; 0 where it does not.
         decode: for the file's machine: `decoder`.
@@ -90,7 +97,7 @@ def find_returns(file: ElfFile, fd: int, offset: int, size: int, decode: Decode)
         CodeError: it is no function.
         ElfError: the file is damaged.
     """
-    return _Reader(file, fd, decode).read(offset, size)
+    return _Reader(file, fd, machine, decode).read(offset, size)
 
 
 class _Unresolved(Exception):
@@ -98,8 +105,8 @@ class _Unresolved(Exception):
 
 
 class _Reader:
-    def __init__(self, file: ElfFile, fd: int, decode: Decode) -> None:
-        self._file, self._fd, self._decode = file, fd, decode
+    def __init__(self, file: ElfFile, fd: int, machine: str, decode: Decode) -> None:
+        self._file, self._fd, self._machine, self._decode = file, fd, machine, decode
         self._extents = Extents(file)
         self._bytes_read = 0
         self._slots: dict[int, int] | None = None
@@ -134,7 +141,31 @@ class _Reader:
                 raise CodeError(str(exc)) from exc
             places, reason = [], str(exc)
         read = tuple((self._offset(part.start), part.end - part.start) for part in sorted(parts))
-        return Returns(self._place(parts[first][0]), tuple(places), reason, read)
+        return Returns(self._place(self._entry(parts, first)), tuple(places), reason, read)
+
+    # bpf/kernel_fields.h tells by the byte before whether a push went before.
+    def _entry(self, parts: dict[Extent, list[Instruction]], first: Extent) -> Instruction:
+        code = parts[first]
+        if self._machine != "x86_64":
+            return code[0]
+        targets = {_target(each) for part in parts.values() for each in part if _is_jump(each)}
+        start = 1 if code[0].name == "endbr64" else 0
+        for number in (start + 1, start, 0):
+            if number >= len(code) or (number and code[number].address in targets):
+                continue
+            pushed = number == start + 1
+            if pushed and code[start].name != "push":
+                continue
+            looks_pushed = self._byte_before(code[number].address) & 0xF8 == 0x50
+            if looks_pushed == pushed:
+                return code[number]
+        raise CodeError("what stands before it looks like its beginning")
+
+    def _byte_before(self, address: int) -> int:
+        try:
+            return self._file.read_at(address - 1, 1)[0]
+        except ElfError:
+            return 0
 
     def _address_of(self, offset: int) -> int:
         for segment in self._file.segments:
