@@ -79,13 +79,16 @@ static __always_inline void fill_hello(struct hello_event *e, struct conn_event 
 	e->number = c->flags & CONN_UDP ? 0 : c->flags & CONN_H2 ? 3 : rx ? c->hello_rx_seen : 1;
 }
 
-/* Hand over n bytes of a hello that start at offset in this packet. */
+/*
+ * Hand over n bytes of a hello that start at offset in this packet. n is read
+ * back from the event: where it comes from is then nothing to the verifier.
+ */
 static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_event *c, u32 seq,
 					 u32 offset, u32 n, bool rx, u64 now)
 {
 	const u32 fixed = __builtin_offsetof(struct hello_event, data);
-	u32 less_one = n - 1;
 	struct hello_event *e;
+	u32 less_one;
 	long failed;
 
 	if (!n)
@@ -99,6 +102,7 @@ static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_even
 			return;
 		}
 		fill_hello(e, c, seq, n, rx, now);
+		less_one = *(volatile u16 *)&e->len - 1;
 		BOUND(less_one, HELLO_SMALL - 1);
 		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
 	} else {
@@ -110,6 +114,7 @@ static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_even
 			return;
 		}
 		fill_hello(e, c, seq, n, rx, now);
+		less_one = *(volatile u16 *)&e->len - 1;
 		BOUND(less_one, HELLO_MAX - 1);
 		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
 	}

@@ -242,33 +242,46 @@ static __always_inline bool is_ssh_greeting(struct conn_event *c)
 	       *(u32 *)c->rx_head == SSH_ && *(u32 *)c->tx_head == SSH_;
 }
 
-/* n (1 to 4) more bytes of a record header of which have (0 to 4) are there. */
-static __always_inline void load_split(struct __sk_buff *skb, u32 offset, u8 *split, u32 have,
+/*
+ * n (1 to 4) more bytes of a record header of which *partial (0 to 4) are
+ * there. The verifier is to bound what it reads, not what it was made from.
+ */
+static __always_inline void load_split(struct __sk_buff *skb, u32 offset, u8 *split, u8 *partial,
 				       u32 n)
 {
-	n -= 1;
-	BOUND(n, 3);
+	u32 have = *partial;
+	u32 less_one;
+
+	*partial = have + n;
+	less_one = *(volatile u8 *)partial - have - 1;
+	BOUND(less_one, 3);
 	BOUND(have, 7);
-	bpf_skb_load_bytes(skb, offset, split + have, n + 1);
+	bpf_skb_load_bytes(skb, offset, split + have, less_one + 1);
 }
 
 /*
  * Note each record that starts in this packet. Follows the record lengths
  * from the ClientHello on, so that payload is never mistaken for a header; a
  * header split over two packets is put together.
+ *
+ * The verifier goes through every turn of the loop in each state that differs
+ * from those it knows, and compares the ranges of whatever bounds a length
+ * further on. So where a record begins is kept in the entry alone, and read
+ * anew in each turn: what is read from there has no range.
  */
 static __always_inline void walk_records(struct __sk_buff *skb, struct tcp_part *part,
 					 struct conn_event *c, bool rx, u64 now)
 {
-	u32 at = rx ? c->rx_record : c->tx_record;
+	volatile u32 *record = rx ? &c->rx_record : &c->tx_record;
+	u8 *partial = rx ? &c->rx_partial : &c->tx_partial;
 	u8 *split = rx ? c->rx_split : c->tx_split;
 	u32 hello_at = 0;
 	bool hello = 0, first = 1;
 
 	for (int i = 0; i < RECORDS_WALKED; i++) {
-		/* only the first can have begun in an earlier packet: the verifier need not ask */
-		u32 have = i ? 0 : rx ? c->rx_partial : c->tx_partial;
-		u32 offset = at - part->seq;
+		/* only the first can have begun in an earlier packet */
+		u32 have = i ? 0 : *partial;
+		u32 offset = *record - part->seq;
 		bool whole = !have;
 		u8 h[8] = {};
 
@@ -283,25 +296,18 @@ static __always_inline void walk_records(struct __sk_buff *skb, struct tcp_part 
 		if (offset + RECORD_HEADER - have > part->len) {
 			u32 n = part->len - offset; /* 1 to 4, and have + n is under 5 */
 
-			load_split(skb, part->offset + offset, split, have, n);
-			if (rx)
-				c->rx_partial = have + n;
-			else
-				c->tx_partial = have + n;
-			at += n;
+			load_split(skb, part->offset + offset, split, partial, n);
+			*record += n;
 			break;
 		}
 		if (have) {
 			u32 n = RECORD_HEADER - have;
 
-			load_split(skb, part->offset + offset, split, have, n);
+			load_split(skb, part->offset + offset, split, partial, n);
 			h[0] = split[0];
 			h[3] = split[3];
 			h[4] = split[4];
-			if (rx)
-				c->rx_partial = 0;
-			else
-				c->tx_partial = 0;
+			*partial = 0;
 			offset += n;
 		} else {
 			if (bpf_skb_load_bytes(skb, part->offset + offset, h, RECORD_HEADER))
@@ -332,12 +338,8 @@ static __always_inline void walk_records(struct __sk_buff *skb, struct tcp_part 
 			hello = 1;
 			hello_at = offset - RECORD_HEADER;
 		}
-		at = part->seq + offset + len;
+		*record = part->seq + offset + len;
 	}
-	if (rx)
-		c->rx_record = at;
-	else
-		c->tx_record = at;
 	if (hello) {
 		u32 n = part->len - hello_at;
 
