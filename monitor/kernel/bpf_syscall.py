@@ -19,6 +19,7 @@ __all__ = [
     "ElementRead",
     "MapBatch",
     "ProgramRun",
+    "RefusedError",
     "bpf",
     "create_map",
     "delete_element",
@@ -50,13 +51,26 @@ _ENABLE_STATS: Final = 32
 
 _SHORT: Final = (_MAP_LOOKUP_ELEM, _MAP_DELETE_ELEM, _MAP_LOOKUP_BATCH)
 
-_VERIFIER_LOG: Final = 1 << 20
+_VERIFIER_LOG: Final = 1 << 16
+_LOG_STATS: Final = 4  # without each instruction, which takes many times as long (5.2)
+_STATS_BEGIN: Final = "verification time"
+_ENOTSUPP: Final = 524  # the kernel's own: the program uses what this build does not have
+_VERDICTS: Final = frozenset((errno.E2BIG, errno.EACCES, errno.EINVAL, _ENOTSUPP))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 # Keeps the interpreter's lock, which takes up to 5 ms to get back, in calls of some microseconds.
 _libc_held = ctypes.PyDLL(None, use_errno=True)
 _libc_held.syscall.restype = ctypes.c_long
+
+
+class RefusedError(SourceError):
+    """The kernel does not take a program."""
+
+    def __init__(self, words: str, *, verdict: bool) -> None:
+        super().__init__(words)
+        self.verdict = verdict
+        """The verifier judged it, and would again; else something was short or not allowed."""
 
 
 def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
@@ -120,19 +134,22 @@ def load_program(name: str, kind: int, code: bytes, *, license: str, attach_type
         kind: enum bpf_prog_type.
         attach_type: enum bpf_attach_type where the type has one, else -1.
     Raises:
-        SourceError: refused, with the verifier's last word.
+        RefusedError: with the verifier's last word.
     """
     try:
         return _load_program(name, kind, code, license, attach_type, None)
-    except OSError:
+    except OSError as exc:
         log = ctypes.create_string_buffer(_VERIFIER_LOG)
         try:
             return _load_program(name, kind, code, license, attach_type, log)
-        except OSError as exc:
-            said = log.value.decode(errors="replace").strip().splitlines()
-            # the last line counts instructions, the one before it says what is wrong
-            why = said[-2] if len(said) > 1 else exc.strerror
-            raise SourceError(f"the kernel refuses the program {name}: {why}") from exc
+        except OSError:
+            log_text = log.value.decode(errors="replace")
+            said = log_text.partition(_STATS_BEGIN)[0].strip().splitlines()
+            why = said[-1] if said else exc.strerror
+            raise RefusedError(
+                f"the kernel refuses the program {name}: {why}",
+                verdict=bool(said) and exc.errno in _VERDICTS,
+            ) from exc
 
 
 def _load_program(
@@ -152,7 +169,7 @@ def _load_program(
         len(code) // 8,
         ctypes.addressof(instructions),
         ctypes.addressof(terms),
-        1 if log is not None else 0,
+        _LOG_STATS if log is not None else 0,
         len(log) if log is not None else 0,
         ctypes.addressof(log) if log is not None else 0,
         0,

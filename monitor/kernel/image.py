@@ -2,7 +2,9 @@
 
 Compiling takes over a second and 100 MB, loading a quarter of a second and nothing. The image
 depends on the source, the kernel and the constants alone, so it is kept in a folder that only
-root can write; what is loaded from there the kernel's verifier checks as it would anything.
+root can write; what is loaded from there the kernel's verifier checks as it would anything. What
+the verifier refused is kept with it, since a second look may take it a second and ends no other
+way.
 """
 
 from __future__ import annotations
@@ -12,16 +14,17 @@ import json
 import os
 import stat
 import struct
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.util import source_hash
 from pathlib import Path
 from typing import Final
 
 from monitor.errors import LoadError
 
-__all__ = ["Image", "ImageCache", "MapSpec", "ProgramSpec"]
+__all__ = ["Image", "ImageCache", "MapSpec", "ProgramSpec", "Refusal"]
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _MAX_BYTES: Final = 4 << 20
 _MAX_IMAGES: Final = 8
 _LOAD_IMM64: Final = 0x18
@@ -52,12 +55,25 @@ class ProgramSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """That the kernel did not take a program."""
+
+    reason: str
+    verdict: bool
+    """The verifier judged the program; else something was short, and it is worth another try."""
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     """Everything that is loaded."""
 
     maps: tuple[MapSpec, ...]
     programs: tuple[ProgramSpec, ...]
     license: str
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
+    """Program name -> that this kernel refused it when it had just been compiled."""
+    refused_under: str = ""
+    """Boot and rights of that time, on which a verdict depends too."""
 
     def to_json(self) -> bytes:
         """As :meth:`from_json` reads it."""
@@ -65,6 +81,8 @@ class Image:
             {
                 "format": _FORMAT,
                 "license": self.license,
+                "refused": {name: asdict(refusal) for name, refusal in self.refused.items()},
+                "refused_under": self.refused_under,
                 "maps": [asdict(spec) for spec in self.maps],
                 "programs": [
                     {**asdict(spec), "code": base64.b64encode(spec.code).decode()}
@@ -91,8 +109,10 @@ class Image:
                     for spec in data["programs"]
                 ),
                 license=str(data["license"]),
+                refused={name: Refusal(**said) for name, said in data["refused"].items()},
+                refused_under=str(data["refused_under"]),
             )
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise LoadError(f"an image that cannot be read: {exc}") from exc
 
 

@@ -12,14 +12,22 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from monitor.bpf_source import bpf_folder
 from monitor.errors import LoadError, SourceError
 from monitor.kernel import bpf_syscall
 from monitor.kernel.compile_child import CHANNEL
-from monitor.kernel.image import Image, ImageCache, MapSpec, ProgramSpec, image_key, name_maps
+from monitor.kernel.image import (
+    Image,
+    ImageCache,
+    MapSpec,
+    ProgramSpec,
+    Refusal,
+    image_key,
+    name_maps,
+)
 from monitor.kernel.programs import LICENSE, PROGRAMS
 
 __all__ = ["Loaded", "load"]
@@ -86,19 +94,34 @@ def load(defines: dict[str, int] | None = None, *, cache: ImageCache | None = No
     flags = [f"-D{name}={value}" for name, value in sorted((defines or {}).items())]
     cache = cache or ImageCache()
     key = image_key(bpf_folder(), flags)
+    now = _boot_and_rights()
     image = cache.read(key)
     if image is not None:
-        loaded = _load_image(image)
-        if not loaded.failed:
+        loaded, refused = _load_image(image, now)
+        if refused.keys() <= image.refused.keys():
+            if (refused, now) != (image.refused, image.refused_under):
+                cache.write(key, replace(image, refused=refused, refused_under=now))
             return loaded
         loaded.close()  # made for another kernel, whatever the key says
         cache.drop(key)
     image, seconds = _compile(flags)
-    loaded = _load_image(image)
+    loaded, refused = _load_image(image, now)
     loaded.seconds |= seconds
-    if not loaded.failed:
-        cache.write(key, image)
+    cache.write(key, replace(image, refused=refused, refused_under=now))
     return loaded
+
+
+# What a verdict depends on besides the kernel and the program: its command line and lockdown, and
+# what this process may do. Empty where that cannot be known: then no verdict is taken over.
+def _boot_and_rights() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+        with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+            rights = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+    except (OSError, StopIteration):
+        return ""
+    return f"{boot} {rights}"
 
 
 # Before 5.11 the kernel counts maps as locked memory, of which 64 KB are allowed by default.
@@ -109,9 +132,12 @@ def _raise_memory_limit() -> None:
         )
 
 
-def _load_image(image: Image) -> Loaded:
+def _load_image(image: Image, now: str) -> tuple[Loaded, dict[str, Refusal]]:
     started = time.monotonic()
     loaded = Loaded()
+    refused: dict[str, Refusal] = {}
+    known = image.refused if now and now == image.refused_under else {}
+    on_request = {program.name for program in PROGRAMS if program.on_request}
     try:
         for spec in image.maps:
             loaded.specs[spec.name] = spec
@@ -123,23 +149,27 @@ def _load_image(image: Image) -> Loaded:
                 max_entries=spec.max_entries,
                 flags=spec.flags,
             )
-        on_request = {program.name for program in PROGRAMS if program.on_request}
         for program in image.programs:
-            if program.name in on_request:
-                loaded.waiting[program.name] = program
+            name = program.name
+            if name in on_request:
+                loaded.waiting[name] = program
+                continue
+            if name in known and known[name].verdict:
+                refused[name] = known[name]
                 continue
             try:
-                loaded.programs[program.name] = _load_program(program, image.license, loaded.maps)
-            except SourceError as exc:
-                loaded.failed[program.name] = str(exc)
+                loaded.programs[name] = _load_program(program, image.license, loaded.maps)
+            except bpf_syscall.RefusedError as exc:
+                refused[name] = Refusal(str(exc), exc.verdict)
     except SourceError as exc:
         loaded.close()
         raise LoadError(str(exc)) from exc
     except BaseException:
         loaded.close()
         raise
+    loaded.failed = {name: refusal.reason for name, refusal in refused.items()}
     loaded.seconds["load"] = time.monotonic() - started
-    return loaded
+    return loaded, refused
 
 
 def _load_program(program: ProgramSpec, license: str, maps: dict[str, int]) -> int:

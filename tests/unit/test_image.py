@@ -9,7 +9,15 @@ from dataclasses import replace
 import pytest
 
 from monitor.errors import LoadError
-from monitor.kernel.image import Image, ImageCache, MapSpec, ProgramSpec, image_key, name_maps
+from monitor.kernel.image import (
+    Image,
+    ImageCache,
+    MapSpec,
+    ProgramSpec,
+    Refusal,
+    image_key,
+    name_maps,
+)
 
 
 def instruction(opcode: int, source: int, number: int) -> bytes:
@@ -45,8 +53,10 @@ def test_a_map_that_is_not_listed_is_refused():
         name_maps(instruction(0x18, 1, 7) + SECOND_HALF, {8: 0})
 
 
-def test_json_round_trip():
-    assert Image.from_json(IMAGE.to_json()) == IMAGE
+@pytest.mark.parametrize("refused", [{}, {"enter": Refusal("too large", True)}])
+def test_json_round_trip(refused):
+    image = replace(IMAGE, refused=refused, refused_under="boot")
+    assert Image.from_json(image.to_json()) == image
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"format": 2}', b'{"format": 1}', b"\xff"])
