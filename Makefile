@@ -53,6 +53,7 @@ wheel: setup-run ## dist/conmon-VERSION-py3-none-any.whl: the package conmon alo
 	@packaging/wheel dist
 
 clean: ## remove all that the other targets made, .venv too
+	$(if $(wildcard build/systems),$(SUDO) rm -rf build/systems)
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

@@ -31,7 +31,11 @@ def _make_certificate(folder: Path) -> tuple[str, str]:
     key, certificate = str(folder / "key.pem"), str(folder / "cert.pem")
     words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
     subprocess.run(
-        [*words.split(), "-subj", "/CN=localhost", "-keyout", key, "-out", certificate],
+        [
+            *words.split(),
+            *("-subj", "/CN=localhost", "-keyout", key, "-out", certificate),
+            *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
+        ],
         check=True,
         capture_output=True,
     )

@@ -93,7 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # before the lab has threads and its daemon records what floods; the tests over all records run
 # after the clients that made them.
 _TESTS = Path(__file__).parent
-_ORDER = ("unit", "kernel", "lab", "clients", "vm")
+_ORDER = ("unit", "kernel", "systems", "lab", "clients", "vm")
 _OVER_ALL_RECORDS = "test_records_of_the_session.py"
 
 

@@ -127,19 +127,28 @@ def map_layout(fd: int) -> tuple[int, int, int, int, int]:
     return kind, key_size, value_size, max_entries, flags
 
 
-def load_program(name: str, kind: int, code: bytes, *, license: str, attach_type: int) -> int:
+def load_program(
+    name: str,
+    kind: int,
+    code: bytes,
+    *,
+    license: str,
+    attach_type: int,
+    log: ctypes.Array[ctypes.c_char] | None = None,
+) -> int:
     """Have the kernel check and take in a program; return its descriptor.
 
     Args:
         kind: enum bpf_prog_type.
         attach_type: enum bpf_attach_type where the type has one, else -1.
+        log: gets what the verifier counted.
     Raises:
         RefusedError: with the verifier's last word.
     """
     try:
-        return _load_program(name, kind, code, license, attach_type, None)
+        return _load_program(name, kind, code, license, attach_type, log)
     except OSError as exc:
-        log = ctypes.create_string_buffer(_VERIFIER_LOG)
+        log = log or ctypes.create_string_buffer(_VERIFIER_LOG)
         try:
             return _load_program(name, kind, code, license, attach_type, log)
         except OSError:

@@ -98,6 +98,7 @@ def _certificate(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), False
         )
         .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), True)
+        .add_extension(_key_usage(ca=names is None), True)
     )
     if names is not None:
         builder = builder.add_extension(
@@ -109,6 +110,21 @@ def _certificate(
             False,
         )
     return builder.sign(issuer_key, hashes.SHA256())
+
+
+# RFC 5280 section 4.2.1.3 wants it of a CA, and so do clients that are strict.
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _general_name(text: str) -> x509.GeneralName:

@@ -314,11 +314,14 @@ class Lab:
 
 def certificates(lab: Lab) -> None:
     folder = lab.folder
-    (folder / "ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    (folder / "ext").write_text(
+        "subjectAltName=DNS:localhost,IP:127.0.0.1\n"
+        "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+    )
     store = "-keystore all.p12 -storepass secret"
     for argv in (
         "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=Test_CA"
-        " -keyout ca.key -out ca.pem",
+        " -addext keyUsage=critical,keyCertSign,cRLSign -keyout ca.key -out ca.pem",
         "openssl req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out req.pem",
         "openssl x509 -req -in req.pem -CA ca.pem -CAkey ca.key -days 30 -extfile ext"
         " -out cert.pem",

@@ -115,6 +115,7 @@ def serve():
     sh(
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
         "-subj /CN=web.test -addext subjectAltName=DNS:web.test "
+        "-addext keyUsage=critical,digitalSignature,keyCertSign "
         "-keyout /run/key.pem -out /run/cert.pem"
     )
     server = subprocess.Popen([sys.executable, str(PAYLOAD / "guest_server.py")])

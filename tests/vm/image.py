@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
-__all__ = ["KERNELS", "VmError", "kernel", "root_image"]
+from tests.systems.debian import DebianError, archive, run
+
+__all__ = ["KERNELS", "kernel", "root_image"]
 
 # series -> suites that had it when this was written; the newest that one of them has is taken
 KERNELS = {
@@ -44,10 +45,6 @@ WantedBy=multi-user.target
 IMAGE_BYTES = "1300M"
 
 
-class VmError(Exception):
-    """The virtual machine cannot be made or does not answer."""
-
-
 def cache() -> Path:
     """Where images are kept: $CONMOND_VM_CACHE, or a folder of the user's cache."""
     named = os.environ.get("CONMOND_VM_CACHE")
@@ -56,38 +53,22 @@ def cache() -> Path:
     return folder
 
 
-def run(*command: str | Path, **more: object) -> str:
-    """Run a command; its output.
+def mirror() -> str:
+    """The archive that this machine's apt takes Debian's main packages from.
 
     Raises:
-        VmError: it failed; its last words.
+        DebianError: it takes none.
     """
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, **more
-    )  # type: ignore[call-overload]
-    if done.returncode:
-        words = (done.stderr or done.stdout).strip().splitlines()[-5:]
-        raise VmError(f"{command[0]} ended with {done.returncode}: {' / '.join(words)}")
-    return str(done.stdout)
-
-
-def mirror() -> str:
-    """The archive that this machine's apt takes Debian's main packages from."""
-    lines = run(
-        "apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT) $(IDENTIFIER)"
-    )
-    for line in lines.splitlines():
-        site, codename, component, kind = (line.split() + [""] * 4)[:4]
-        if codename == SUITE and component == "main" and kind == "Packages":
-            return site
-    raise VmError(f"apt on this machine knows no {SUITE} main: run apt-get update first")
+    if site := archive():
+        return site
+    raise DebianError("apt on this machine knows no Debian main: run apt-get update first")
 
 
 def kernel(series: str) -> Path:
     """The newest kernel of a series, fetched once: a folder with vmlinuz, modules.tar, release.
 
     Raises:
-        VmError: the archive has none.
+        DebianError: the archive has none.
     """
     folder = cache() / f"kernel-{series}"
     if not (folder / "modules.tar").exists():
@@ -120,7 +101,7 @@ def fetch_kernel(series: str, work: Path) -> None:
         try:
             run("apt-get", *apt, "-qq", "update")
             names = run("apt-cache", *apt, "pkgnames", f"linux-image-{series}").split()
-        except VmError as exc:
+        except DebianError as exc:
             failures.append(str(exc))
             continue
         plain = [n for n in names if n.endswith("-cloud-amd64") and "unsigned" not in n]
@@ -151,7 +132,7 @@ def fetch_kernel(series: str, work: Path) -> None:
             "--transform", "s,^usr/,,", "--transform", "s,^,usr/,", *kept,
         )  # fmt: skip
         return
-    raise VmError(f"no kernel {series}: {'; '.join(failures)}")
+    raise DebianError(f"no kernel {series}: {'; '.join(failures)}")
 
 
 def root_image() -> Path:

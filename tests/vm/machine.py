@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import IO
 
-from tests.vm.image import VmError, kernel, root_image, run
+from tests.systems.debian import DebianError, run
+from tests.vm.image import kernel, root_image
 
 __all__ = ["boot"]
 
@@ -36,7 +37,7 @@ def boot(series: str, payload: dict[str, Path], results: Path, *, timeout_s: flo
     Returns:
         The console's text.
     Raises:
-        VmError: it did not end in time, or wrote nothing.
+        DebianError: it did not end in time, or wrote nothing.
     """
     folder = kernel(series)
     payload = {**payload, "modules.tar": folder / "modules.tar"}
@@ -65,15 +66,17 @@ def boot(series: str, payload: dict[str, Path], results: Path, *, timeout_s: flo
                     machine.kill()
                     machine.communicate()
                     what = "the kernel panicked" if panicked else f"not done after {timeout_s} s"
-                    raise VmError(f"{what}:\n{_tail(console)}") from exc
+                    raise DebianError(f"{what}:\n{_tail(console)}") from exc
         if machine.returncode:
-            raise VmError(f"qemu ended with {machine.returncode}: {said.decode(errors='replace')}")
+            raise DebianError(
+                f"qemu ended with {machine.returncode}: {said.decode(errors='replace')}"
+            )
         written = Path(work) / "out.tar"
         with open(disk, "rb") as file:
             file.seek(results_at)
             written.write_bytes(file.read(RESULT_BYTES))
         if not any(written.read_bytes()[:512]):
-            raise VmError(f"no results:\n{_tail(console)}")
+            raise DebianError(f"no results:\n{_tail(console)}")
         run("tar", "-xf", written, "-C", results)
         return _tail(console, 1 << 20)
 
