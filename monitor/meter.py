@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import Final
 
 from conmon.record import Record
@@ -19,6 +19,7 @@ PHASES: Final = ("dns_us", "sockconn_us", "tls_us", "txn_resp_us")
 MAX_COMMS: Final = 100
 MAX_REASONS: Final = 64
 OTHER: Final = "other"
+STATES: Final = ("closed", "failed")
 
 
 class Phase:
@@ -32,13 +33,16 @@ class Phase:
         self.sum_us = 0
 
     def add(self, us: int) -> None:
-        """Count one measurement."""
+        """Count one measurement; what is none is not counted."""
+        if us < 0:
+            return
         self.buckets[bisect_left(BUCKETS_US, us)] += 1
         self.sum_us += us
 
 
 class Meter:
-    """Counts records. Names that strangers choose are bounded: past a limit they are "other"."""
+    """Counts records. Names that strangers choose are bounded: past a limit the one that has been
+    inactive for longest becomes part of "other", so that what is active has its own count."""
 
     def __init__(self) -> None:
         self.phases = {name: Phase() for name in PHASES}
@@ -48,7 +52,8 @@ class Meter:
         """Reason -> records."""
         self.bytes_sent = 0
         self.bytes_received = 0
-        self._comms: set[str] = set()
+        self._comms: OrderedDict[str, None] = OrderedDict()
+        """The longest inactive first."""
 
     def add(self, record: Record) -> None:
         """Count a record that ended."""
@@ -76,10 +81,16 @@ class Meter:
     def _comm(self, comm: str | None) -> str:
         if comm is None:
             return ""
-        if comm not in self._comms:
-            if len(self._comms) >= MAX_COMMS:
-                return OTHER
-            self._comms.add(comm)
+        if comm in self._comms:
+            self._comms.move_to_end(comm)
+            return comm
+        self._comms[comm] = None
+        if len(self._comms) > MAX_COMMS:
+            inactive, _ = self._comms.popitem(last=False)
+            for state in STATES:
+                count = self.ended.pop((inactive, state), 0)
+                if count:
+                    self.ended[OTHER, state] += count
         return comm
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from conmon.escape import printable
 from monitor.meter import BUCKETS_US, Meter
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ __all__ = ["CONTENT_TYPE", "Gauges", "render"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
+_LABEL: Final = 128  # longest label: a name is 15 bytes, each eight characters at most
 _HISTOGRAMS: Final = {
     "dns_us": ("conmond_dns_lookup_duration_seconds", "Name lookup, as its caller waited for it"),
     "sockconn_us": ("conmond_connect_duration_seconds", "TCP connect of the attempt that won"),
@@ -69,14 +72,18 @@ def _counted(meter: Meter) -> Iterable[Metric]:
         "Connections that ended, by how and by process name",
         labels=("comm", "state"),
     )
-    for (comm, state), count in sorted(meter.ended.items()):
-        ended.add_metric((comm, state), count)
+    # two names may look alike once they are escaped, and a series may be told only once
+    shown: Counter[tuple[str, str]] = Counter()
+    for (comm, state), count in meter.ended.items():
+        shown[printable(comm, _LABEL), state] += count
+    for labels, count in sorted(shown.items()):
+        ended.add_metric(labels, count)
     yield ended
     failures = core.CounterMetricFamily(
         "conmond_failures", "Failed connections by reason", labels=("reason",)
     )
     for reason, count in sorted(meter.failures.items()):
-        failures.add_metric((reason,), count)
+        failures.add_metric((printable(reason, _LABEL),), count)
     yield failures
     for phase, (name, help_text) in _HISTOGRAMS.items():
         histogram = meter.phases[phase]
