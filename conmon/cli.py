@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import ConmonError
-from .names import plain_address
+from .names import fits_exe, plain_address
 from .record import Record
 
 __all__ = ["add_probe_arguments", "main", "probe", "userspace_connections"]
@@ -187,6 +187,7 @@ def conns(
     *,
     pid: int | None = None,
     comm: str | None = None,
+    exe: str | None = None,
     uid: int | None = None,
     limit: int | None = None,
 ) -> int:
@@ -194,6 +195,7 @@ def conns(
 
     Args:
         pid, comm, uid: only those of this process, of processes with this name, of this user.
+        exe: of executables that this pattern means.
         limit: at most so many; 0 or None is all.
     """
     wanted = [
@@ -201,6 +203,7 @@ def conns(
         for row in userspace_connections()
         if (pid is None or row["pid"] == pid)
         and (comm is None or _is_named(row["comm"], comm))
+        and (exe is None or fits_exe(exe, row["exe"]))
         and (uid is None or row["uid"] == uid)
     ]
     rows = wanted[:limit] if limit else wanted

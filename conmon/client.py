@@ -78,7 +78,7 @@ class Daemon:
         path: of its query socket; else ``$CONMOND_SOCKET``, else ``/run/conmond/conmond.sock``.
         timeout: seconds without a byte after which the daemon counts as unreachable.
 
-    Filters, as keyword arguments: ``pid comm unit container uid host``, and for records
+    Filters, as keyword arguments: ``pid comm exe unit container uid host``, and for records
     ``failed=True`` and ``slow="200ms"``. Without rights only the caller's own uid is seen.
 
     Every method raises :class:`DaemonUnreachable`, :class:`NotPermitted`, :class:`NotFound` or

@@ -6,8 +6,12 @@ the system that reads a record, which need not be the one that wrote it.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
 __all__ = [
     "AI_NUMERICHOST",
+    "COMM_BYTES",
     "DNS_NONE",
     "DNS_NO_RESULT",
     "DNS_OK",
@@ -22,6 +26,7 @@ __all__ = [
     "dns_disposition",
     "eai_name",
     "errno_name",
+    "fits_exe",
     "fold_host",
     "plain_address",
 ]
@@ -140,6 +145,24 @@ def plain_address(address: str) -> str:
     if address.startswith("::ffff:") and "." in address:
         return address[7:]
     return address
+
+
+COMM_BYTES = 15
+"""Of a process's name; the kernel cuts what is longer."""
+
+
+@lru_cache(maxsize=256)
+def fits_exe(pattern: str, exe: str | None) -> bool:
+    """Whether the path of an executable is one that a pattern means.
+
+    Args:
+        pattern: as of a shell, where ``*`` is any text, slashes too; one without a slash means the
+            file's name.
+        exe: None where not known, which no pattern means.
+    """
+    if exe is None:
+        return False
+    return fnmatchcase(exe if "/" in pattern else exe.rpartition("/")[2], pattern)
 
 
 def fold_host(host: str) -> str:

@@ -193,6 +193,7 @@ class View:
                     slow_us=filters.slow_us,
                     pid=filters.pid,
                     comm=filters.comm,
+                    exe=filters.exe,
                     unit=filters.unit,
                     container=filters.container,
                     uid=filters.uid,

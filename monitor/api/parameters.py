@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
-from conmon.names import fold_host
+from conmon.names import COMM_BYTES, fits_exe, fold_host
 from conmon.record import Record
 from monitor.errors import MonitorError
 
@@ -26,6 +27,7 @@ __all__ = [
 
 MAX_PARAMETERS: Final = 32
 MAX_TEXT: Final = 512
+MAX_STARS: Final = 16  # of a pattern: each may be looked for in the whole of a long path
 _UNITS_NS: Final = {
     "": 1_000_000_000,
     "us": 1_000,
@@ -41,7 +43,7 @@ _CURSOR: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
 _CURSOR_END: Final = 1 << 62  # likewise in monitor/history/query.py
 _LONGEST_NS: Final = 100 * 365 * _UNITS_NS["d"]
 
-FILTER_NAMES: Final = ("pid", "comm", "unit", "container", "uid", "host", "failed", "slow")
+FILTER_NAMES: Final = ("pid", "comm", "exe", "unit", "container", "uid", "host", "failed", "slow")
 
 
 class ParameterError(MonitorError):
@@ -53,6 +55,8 @@ class Filters(NamedTuple):
 
     pid: int | None = None
     comm: str | None = None
+    exe: tuple[str, ...] = ()
+    """Patterns, as :func:`conmon.names.fits_exe` reads them; all of them fit."""
     unit: str | None = None
     container: str | None = None
     """The id or the beginning of it."""
@@ -89,6 +93,7 @@ class Filters(NamedTuple):
             (self.uid_only is None or record.uid == self.uid_only)
             and (self.pid is None or record.pid == self.pid)
             and (self.comm is None or record.comm == self.comm)
+            and all(fits_exe(pattern, record.exe) for pattern in self.exe)
             and (self.unit is None or _unit_matches(self.unit, record.unit))
             and (
                 self.container is None
@@ -156,9 +161,17 @@ def parse_filters(given: Mapping[str, str], others: tuple[str, ...] = ()) -> Fil
         if name not in FILTER_NAMES and name not in others:
             known = ", ".join((*FILTER_NAMES, *others))
             raise ParameterError(f"{_quoted(name)} is not a parameter here; these are: {known}")
+    comm, patterns = given.get("comm"), [given["exe"]] if "exe" in given else []
+    if patterns and patterns[0].count("*") > MAX_STARS:
+        raise ParameterError(f"exe has more than {MAX_STARS} *")
+    if comm is not None and len(comm.encode("utf-8", "replace")) > COMM_BYTES:
+        # the kernel cuts a name; its file has the whole
+        patterns.append(glob.escape(comm))
+        comm = None
     return Filters(
         pid=_number("pid", given.get("pid"), 0xFFFF_FFFF),
-        comm=given.get("comm"),
+        comm=comm,
+        exe=tuple(patterns),
         unit=given.get("unit"),
         container=given.get("container"),
         uid=_number("uid", given.get("uid"), 0xFFFF_FFFF),

@@ -184,6 +184,7 @@ class Routes:
             since_ns=since,
             pid=filters.pid,
             comm=filters.comm,
+            exe=filters.exe,
             unit=filters.unit,
             container=filters.container,
             uid=filters.uid,

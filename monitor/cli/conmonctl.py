@@ -55,6 +55,11 @@ def make_parser() -> Parser:
     filters = Parser("", "", add_help=False)
     filters.add_argument("--pid", type=_pid, help="of this process")
     filters.add_argument("--comm", metavar="NAME", help="of processes with this name")
+    filters.add_argument(
+        "--exe",
+        metavar="GLOB",
+        help="of these executables: a path, or a file's name; * is any text",
+    )
     filters.add_argument("--unit", help="of this systemd unit")
     filters.add_argument("--container", metavar="ID", help="of this container (or its beginning)")
     filters.add_argument("--uid", type=_uid, metavar="USER", help="of this user, name or number")
@@ -250,7 +255,8 @@ def _userspace(given: argparse.Namespace) -> int:
         if getattr(given, what) is not None:
             why = f"conns --userspace takes no --{what}: the system does not tell it"
             return _failed(why, EXIT_USAGE)
-    return cli.conns(given, pid=given.pid, comm=given.comm, uid=given.uid, limit=given.limit)
+    return cli.conns(given, pid=given.pid, comm=given.comm, exe=given.exe, uid=given.uid,
+                     limit=given.limit)  # fmt: skip
 
 
 def _ask(given: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ _MOST_LOOSE: Final = 4 * BLOCK  # looked through for those too old; while more w
 # The columns of ``record`` that are looked for by value, and their number in ``posting``: those of
 # few values first, so that what is often asked together lies together.
 KINDS: Final = {
-    "failed": 1, "uid": 2, "comm": 3, "unit": 4, "host": 5, "container": 6, "pid": 7,
+    "failed": 1, "uid": 2, "comm": 3, "unit": 4, "host": 5, "container": 6, "pid": 7, "exe": 8,
 }  # fmt: skip
 
 

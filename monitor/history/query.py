@@ -6,6 +6,7 @@ in no block yet, the newest, are looked through one by one.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 import zlib
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, NamedTuple
 
+from conmon.names import fits_exe
 from monitor.history.blocks import (
     ALL,
     BLOCK,
@@ -48,6 +50,7 @@ class HistoryQuery:
     slow_us: int | None = None
     pid: int | None = None
     comm: str | None = None
+    exe: tuple[str, ...] = ()
     unit: str | None = None
     container: str | None = None
     uid: int | None = None
@@ -84,30 +87,38 @@ def fetch(
         ValueError: ``before`` is no cursor.
         sqlite3.Error: the file cannot be read, or not in time.
     """
-    rows: list[tuple[int, bytes]] = []
+    found: list[tuple[int, bytes | None]] = []
     fitting = _fitting(database, query, end_s)
     direction = "ASC" if query.order == "oldest" else "DESC"
-    while len(rows) <= query.limit:
-        numbers = list(islice(fitting, min(_BODIES_AT_ONCE, query.limit + 1 - len(rows))))
+    while len(found) <= query.limit:
+        numbers = list(islice(fitting, min(_BODIES_AT_ONCE, query.limit + 1 - len(found))))
         if not numbers:
             break
         _look_at_clock(end_s)
         # deleted records are still in their block's bitmaps, but have no body
-        rows += database.execute(
+        for number, data in database.execute(
             f"SELECT seq, data FROM body WHERE seq IN ({','.join('?' * len(numbers))}) "
             f"ORDER BY seq {direction}",
             numbers,
-        )
-    more = len(rows) > query.limit
-    rows = rows[: query.limit]
-    bodies = []
-    damaged = 0
-    for _, data in rows:
-        try:
-            bodies.append(inflate(data, dictionary))
-        except DamagedRecord:
-            damaged += 1
-    return HistoryPage(bodies, str(rows[-1][0]) if more and rows else None, damaged)
+        ):
+            try:
+                body = inflate(data, dictionary)
+            except DamagedRecord:
+                found.append((number, None))
+                continue
+            if not query.exe or _has_exe(body, query.exe):
+                found.append((number, body))
+    more = len(found) > query.limit
+    found = found[: query.limit]
+    bodies = [body for _, body in found if body is not None]
+    following = str(found[-1][0]) if more and found else None
+    return HistoryPage(bodies, following, len(found) - len(bodies))
+
+
+# The index may not know it: of records that are older than the index, or of none.
+def _has_exe(body: bytes, patterns: tuple[str, ...]) -> bool:
+    exe = json.loads(body).get("exe")
+    return all(fits_exe(pattern, exe) for pattern in patterns)
 
 
 def fetch_one(
@@ -184,11 +195,13 @@ def _loose(database: sqlite3.Connection, query: HistoryQuery, span: range) -> It
             tests.append(test)
             values.append(value)
     direction = "ASC" if query.order == "oldest" else "DESC"
-    for (number,) in database.execute(
-        f"SELECT seq FROM record NOT INDEXED WHERE {' AND '.join(tests)} ORDER BY seq {direction}",
+    for number, exe in database.execute(
+        f"SELECT seq, exe FROM record NOT INDEXED WHERE {' AND '.join(tests)} "
+        f"ORDER BY seq {direction}",
         values,
     ):
-        yield number
+        if exe is None or all(fits_exe(pattern, exe) for pattern in query.exe):
+            yield number
 
 
 def _settled(
@@ -222,6 +235,8 @@ def _settled(
             bits &= _having(database, number, condition)
             if not bits:
                 break
+        if bits and query.exe:
+            bits &= _with_exe(database, number, query.exe)
         if bits and query.slow_us is not None:
             (data,) = database.execute(
                 "SELECT us FROM slowest WHERE block = ?", (number,)
@@ -242,6 +257,19 @@ def _having(database: sqlite3.Connection, number: int, condition: _Condition) ->
     ):
         bits |= places_of(data)
     return bits
+
+
+# And those of which the index knows none.
+def _with_exe(database: sqlite3.Connection, number: int, patterns: tuple[str, ...]) -> int:
+    having = known = 0
+    for exe, data in database.execute(
+        "SELECT value, places FROM posting WHERE block = ? AND kind = ?", (number, KINDS["exe"])
+    ):
+        places = places_of(data)
+        known |= places
+        if all(fits_exe(pattern, exe) for pattern in patterns):
+            having |= places
+    return having | (ALL & ~known)
 
 
 def _in_time(

@@ -82,8 +82,13 @@ _OLD_INDEXES: Final = (
     "record_host", "record_failed", "record_slowest",
 )  # fmt: skip
 
+# Of records that were there before it is null: their bodies have it.
+_V3: Final = """
+ALTER TABLE record ADD COLUMN exe TEXT;
+"""
+
 # One script for each version; a file of version N has been through the first N.
-MIGRATIONS: Final = (_V1, _V2)
+MIGRATIONS: Final = (_V1, _V2, _V3)
 VERSION: Final = len(MIGRATIONS)
 
 

@@ -45,11 +45,12 @@ _BROKEN_KEPT: Final = 3
 _FREE_PAGES: Final = 64
 _FREE: Final = 0.25  # of the file, unused, from where on it is made smaller
 _TIDY_AT_ONCE: Final = 500  # pages
+_MOST_INTEGER: Final = (1 << 63) - 1  # that SQLite takes
 _FULL: Final = 0.95  # of the size allowed, where the oldest begin to go
 _Found = TypeVar("_Found")
 _Row = tuple[
     int, str | None, int | None, int | None, str | None, str | None, str | None, str | None,
-    bool, int,
+    bool, int, str | None,
 ]  # fmt: skip
 """A row of the table ``record``, without its number."""
 _BROKEN: Final = (
@@ -152,7 +153,8 @@ class History:
             time.time_ns() // 1000, record.id, record.pid, record.uid, _storable(record.comm),
             _storable(record.unit), record.container,
             None if record.host is None else _storable(fold_host(record.host)),
-            record.state == "failed", slowest_us(record),
+            record.state == "failed", min(slowest_us(record), _MOST_INTEGER),
+            _storable(record.exe),
         )  # fmt: skip
         self._queue.append((row, body))
         self._added += 1
@@ -391,7 +393,7 @@ class History:
             bodies.append((number, packer.compress(body) + packer.flush()))
         with database:
             database.executemany(
-                "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+                f"INSERT INTO record VALUES ({', '.join('?' * len(rows[0]))})", rows
             )
             database.executemany("INSERT INTO body VALUES (?, ?)", bodies)
         self._following += len(batch)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from conmon.names import fits_exe
 from monitor.stats.values import RELATIVE_ERROR
 
 __all__ = ["OpenConns", "StatsAnswer", "StatsQuery", "Who"]
@@ -59,6 +60,7 @@ class StatsQuery:
     since_ns: int | None = None
     pid: int | None = None
     comm: str | None = None
+    exe: tuple[str, ...] = ()
     unit: str | None = None
     container: str | None = None
     uid: int | None = None
@@ -70,9 +72,13 @@ class StatsQuery:
     @property
     def filters_who(self) -> bool:
         """Whether some are left out for more than their user, so that what is summed up as "other"
-        says nothing."""
+        may be of them or not."""
         chosen = (self.pid, self.comm, self.unit, self.container, self.host)
-        return any(value is not None for value in chosen)
+        return bool(self.exe) or any(value is not None for value in chosen)
+
+    def any_host(self) -> StatsQuery:
+        """The same, whatever the host."""
+        return replace(self, host=None)
 
     def wants(self, who: Who | OpenConns) -> bool:
         """Whether a process and host are counted."""
@@ -80,6 +86,7 @@ class StatsQuery:
             (self.uid_only is None or who.uid == self.uid_only)
             and (self.pid is None or who.pid == self.pid)
             and (self.comm is None or who.comm == self.comm)
+            and all(fits_exe(pattern, who.exe) for pattern in self.exe)
             and (self.unit is None or who.unit in (self.unit, f"{self.unit}.service"))
             and (
                 self.container is None
@@ -101,6 +108,9 @@ class StatsAnswer(NamedTuple):
     """Everything that is no longer told apart; None where there is nothing."""
     total: int
     """Rows there would be without the limit."""
+    untold: int = 0
+    """Connections that are no longer told apart, so that whether they are of those that a filter
+    chose is not known. Without a filter they are in ``other``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types."""
@@ -111,6 +121,7 @@ class StatsAnswer(NamedTuple):
             "total": self.total,
             "processes": self.rows,
             "other": self.other,
+            "untold": self.untold,
         }
 
 

@@ -280,10 +280,13 @@ class Stats:
         found.add(counted)
         # those begun before are open, but not of this window
         found.add_open(open_now, 1 if query.since_ns is None else since_ns)
-        if not query.filters_who:
-            for uid, tally in others:
-                if all(wanted in (None, uid) for wanted in (query.uid_only, query.uid)):
-                    found.other.tally.merge(tally)
+        for uid, tally in others:
+            if any(wanted not in (None, uid) for wanted in (query.uid_only, query.uid)):
+                continue
+            if query.filters_who:
+                found.untold += tally.ended
+            else:
+                found.other.tally.merge(tally)
         return found
 
     def _window(
@@ -314,6 +317,7 @@ class Collected:
 
     def __init__(self, query: StatsQuery, since_ns: int, ended: list[_Tallies]) -> None:
         self.other = _Row(None)
+        self.untold = 0
         self._query = query
         self._since_ns = since_ns
         self._ended = ended
@@ -322,11 +326,14 @@ class Collected:
     def add(self, counted: Iterable[_Counted]) -> None:
         """Count what leaves have."""
         query = self._query
+        any_host = query.any_host() if query.host is not None else None
         key_of = _GROUPS[query.by]
         rows = self._rows
         for leaf, tally in counted:
             who = leaf.who
             if not query.wants(who):
+                if any_host is not None and who.folded and any_host.wants(who):
+                    self.untold += tally.ended
                 continue
             if query.by == "host" and who.folded:
                 self.other.tally.merge(tally)
@@ -371,6 +378,7 @@ class Collected:
             [_row_dict(row, query.by) for row in shown],
             _row_dict(self.other, None) if self.other.tally.ended else None,
             len(ordered),
+            self.untold,
         )
 
 

@@ -77,13 +77,17 @@ def test_every_record_comes_back_newest_first_page_by_page(history):
         ({"container": "abc"}, {5}),
         ({"until_ns": 1}, set()),
         ({"comm": "c' OR 1 --"}, set()),
+        ({"exe": ("c*",), "comm": "c2"}, {2}),
+        ({"exe": ("/opt/a b/*",)}, {2, 3}),
+        ({"exe": ("nothing",)}, set()),
     ],
 )
 def test_filters(history, query, wanted):
     records = [record(number) for number in range(23)]
     records[4] = record(4, state="failed")
     records[9] = record(9, tls_us=5000)
-    records[2] = record(2, unit="ssh.service")
+    records[2] = record(2, unit="ssh.service", exe="/opt/a b/c2")
+    records[3] = record(3, exe="/opt/a b/d")
     records[5] = record(5, container="abcdef")
     records[7], records[8] = record(7, host="Typed.example"), record(8, host="typed.EXAMPLE.")
     add(history, records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conmon import Record
+from conmon.names import fits_exe
 from monitor.history import History, HistoryQuery, blocks
 from monitor.history.query import fetch
 from monitor.history.schema import MIGRATIONS, VERSION, drop_index, migrate, old_indexes
@@ -41,7 +43,8 @@ def rows():
              choose.choice((None, "ab", "abc", f"d{number % 300}")),
              "all" if number < 5_000 else choose.choice((None, f"h{number % 900}", "x")),
              int(choose.random() < 0.1),
-             (1 << 33) + number if number == 4_242 else choose.choice((-1, 0, number % 977)))
+             (1 << 33) + number if number == 4_242 else choose.choice((-1, 0, number % 977)),
+             choose.choice((None, "/bin/curl", f"/opt/{number // 2500}/curl", f"/x/{number % 90}")))
         )  # fmt: skip
     return made
 
@@ -49,11 +52,12 @@ def rows():
 MADE = rows()
 
 
-def fill(database):
-    database.executemany(f"INSERT INTO record VALUES ({','.join('?' * 11)})", MADE)
+def fill(database, columns=12):
+    marks = ",".join("?" * columns)
+    database.executemany(f"INSERT INTO record VALUES ({marks})", [row[:columns] for row in MADE])
     packer = [zlib.compressobj(1, zlib.DEFLATED, -15) for _ in MADE]
     bodies = (
-        (row[0], one.compress(str(row[0]).encode()) + one.flush())
+        (row[0], one.compress(json.dumps({"n": row[0], "exe": row[11]}).encode()) + one.flush())
         for row, one in zip(MADE, packer, strict=True)
     )
     database.executemany("INSERT INTO body VALUES (?, ?)", bodies)
@@ -78,7 +82,7 @@ def databases():
 
 
 def fits(row, query):
-    number, ended, _, pid, uid, comm, unit, container, host, failed, slowest = row
+    number, ended, _, pid, uid, comm, unit, container, host, failed, slowest, exe = row
     before = None if query.before is None else int(query.before)
     return (
         (query.since_ns is None or ended >= query.since_ns // 1000)
@@ -93,7 +97,12 @@ def fits(row, query):
         and query.uid in (None, uid)
         and query.uid_only in (None, uid)
         and query.host in (None, host)
+        and all(fits_exe(pattern, exe) for pattern in query.exe)
     )
+
+
+def numbers(page):
+    return [json.loads(body)["n"] for body in page.bodies]
 
 
 def expected(query, gone=frozenset()):
@@ -120,6 +129,7 @@ QUERIES = st.builds(
     container=st.none() | st.sampled_from(("a", "abc", "d2", "e")),
     uid=st.none() | st.sampled_from((0, 1000, 1002)),
     host=st.none() | st.sampled_from(("all", "x", "h8", "h899")),
+    exe=st.sampled_from(((), (), ("curl",), ("/opt/*",), ("/x/[1-3]*", "?8"), ("none",))),
     uid_only=st.none() | st.sampled_from((0, 1000, 1002)),
 )
 
@@ -130,7 +140,7 @@ def test_a_question_finds_what_looking_through_all_finds(databases, query):
     wanted = expected(query)
     for database in databases:
         page = fetch(database, query, b"", EVER)
-        assert [int(body) for body in page.bodies] == wanted[: query.limit]
+        assert numbers(page) == wanted[: query.limit]
         more = len(wanted) > query.limit
         assert page.next == (str(wanted[query.limit - 1]) if more else None)
 
@@ -150,7 +160,7 @@ def test_records_that_were_deleted_are_not_found_and_leave_no_block(databases):
         assert gone == {row[0] for row in MADE if row[1] < before_us}
         for query in (HistoryQuery(limit=99), HistoryQuery(order="oldest", comm="curl")):
             page = fetch(database, query, b"", EVER)
-            assert [int(body) for body in page.bodies] == expected(query, gone)[: query.limit]
+            assert numbers(page) == expected(query, gone)[: query.limit]
     left = [(number,) for number in range(1, blocks.BLOCK) if number not in gone]
     blocks.forget(database, left)
     for table, column in (("block", "number"), ("posting", "block"), ("slowest", "block")):
@@ -209,7 +219,7 @@ def version_1(path):
     database = sqlite3.connect(path)
     database.executescript(f"BEGIN;{MIGRATIONS[0]}PRAGMA user_version=1;COMMIT;")
     database.execute("INSERT INTO meta VALUES ('dictionary', ?)", (zlib.compress(b""),))
-    fill(database)
+    fill(database, 11)
     database.close()
 
 
@@ -220,6 +230,7 @@ def test_a_migration_that_is_interrupted_goes_on_where_it_was(tmp_path):
         HistoryQuery(limit=60, comm="c1", failed=True, order="oldest"),
         HistoryQuery(limit=60, slow_us=900, until_ns=1_300_000_000),
         HistoryQuery(limit=60, since_ns=1_200_000_000, order="oldest"),
+        HistoryQuery(limit=60, exe=("/opt/*",)),
     ]
     steps = 0
     while True:
@@ -227,7 +238,7 @@ def test_a_migration_that_is_interrupted_goes_on_where_it_was(tmp_path):
         migrate(database)
         for query in queries:
             page = fetch(database, query, b"", EVER)
-            assert [int(body) for body in page.bodies] == expected(query)[: query.limit]
+            assert numbers(page) == expected(query)[: query.limit]
         assert blocks.count_records(database) == ROWS
         following = blocks.next_number(database)
         assert following == ROWS + 1

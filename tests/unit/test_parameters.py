@@ -91,14 +91,34 @@ def test_a_cursor_is_handed_on(text):
 
 def test_filters_choose_records():
     record = Record(pid=1, comm="a b", unit="x.service", container="abc", uid=2, host="h",
+                    exe="/opt/a b/victoria-metrics-prod",
                     state="failed", tls_us=5000)  # fmt: skip
     good = ["", "pid=1", "comm=a+b", "unit=x", "unit=x.service", "container=ab", "uid=2",
-            "host=H.", "failed=1", "slow=5ms", "failed=0"]  # fmt: skip
-    bad = ["pid=2", "comm=a", "unit=y", "container=b", "uid=0", "host=g", "slow=6ms"]
+            "host=H.", "failed=1", "slow=5ms", "failed=0", "exe=/opt/*", "exe=victoria-*-prod",
+            "exe=/opt/a b/victoria-metrics-prod", "comm=victoria-metrics-prod"]  # fmt: skip
+    bad = [
+        "pid=2",
+        "comm=a",
+        "unit=y",
+        "container=b",
+        "uid=0",
+        "host=g",
+        "slow=6ms",
+        "exe=/opt",
+        "exe=victoria",
+        "exe=/opt/*/a",
+        "comm=victoria-metric",
+        "comm=victoria-metrics-prod-2",
+        "comm=victoria-metrics-*",
+        "exe=x*&comm=a b",
+    ]
     for query in good:
         assert parse_filters(parse_query(query)).match(record), query
     for query in bad:
         assert not parse_filters(parse_query(query)).match(record), query
+    assert not parse_filters({"exe": "*"}).match(record._replace(exe=None))
+    with pytest.raises(ParameterError, match="more than 16"):
+        parse_filters({"exe": "*a" * 17})
     assert not parse_filters({})._replace(uid_only=3).match(record)
     typed = record._replace(host="Api.Example.")
     for host in ("api.example", "API.example", "Api.Example."):

@@ -133,7 +133,10 @@ def test_what_is_not_told_apart_is_told_of_one_user():
     for asked in (StatsQuery(uid=1), StatsQuery(uid_only=1), StatsQuery(uid=1, uid_only=1)):
         assert counted(stats.processes(asked, [], NOW)) == 50
     assert stats.processes(StatsQuery(uid=0, uid_only=1), [], NOW).other is None
-    assert stats.processes(StatsQuery(uid=1, comm="c1"), [], NOW).other is None
+    filtered = stats.processes(StatsQuery(uid=1, comm="c1"), [], NOW)
+    assert filtered.other is None
+    assert filtered.untold == stats.processes(StatsQuery(uid=1), [], NOW).other["opened"]
+    assert stats.processes(StatsQuery(uid=1), [], NOW).untold == 0
 
 
 def test_open_connections_and_failures_are_counted():

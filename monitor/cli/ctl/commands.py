@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import conmon
 from conmon import Record
+from conmon.names import COMM_BYTES
 from conmon.waterfall import waterfall
 from conmon.words import address, clock, columns, count, duration, name, size, user
 
@@ -29,10 +31,16 @@ _DEEP_ENDS: Final = {
     "cost": "it cost the process more than was allowed",
     "daemon": "conmond ended",
 }
-_FILTERS: Final = ("pid", "comm", "unit", "container", "uid", "host")
+_FILTERS: Final = ("pid", "comm", "exe", "unit", "container", "uid", "host")
 
 
 def _filters(given: argparse.Namespace, *others: str) -> dict[str, Any]:
+    if given.comm is not None and len(os.fsencode(given.comm)) > COMM_BYTES:
+        print(
+            f"the kernel keeps {COMM_BYTES} bytes of a name: these are of programs whose file is "
+            f"called {name(given.comm, 200)}",
+            file=sys.stderr,
+        )
     return {key: getattr(given, key) for key in (*_FILTERS, *others)}
 
 
@@ -60,6 +68,11 @@ def ps(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
     hidden = answer["total"] - len(rows)
     if hidden > 0:
         print(f"{hidden} more rows; --limit 0 shows all", file=sys.stderr)
+    if answer.get("untold"):
+        print(
+            f"{answer['untold']} connections are no longer told apart, and may be some of these",
+            file=sys.stderr,
+        )
     if answer["lost"]:
         print(f"{answer['lost']} events were lost: these counts are too low", file=sys.stderr)
     if given.since is not None and _begins_earlier(answer["since"], given.since):
