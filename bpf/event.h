@@ -32,14 +32,15 @@
 #define DNS_SMALL      512  /* ... in the small form that most messages fit; likewise */
 #define PLAIN_MAX      4096 /* of what a TLS library read or wrote; a power of two */
 #define PLAIN_SMALL    256  /* ... in the small form; likewise */
-#define PATH_LEN       256  /* of an executable's path; a power of two */
-#define COMPONENT_LEN  128  /* longest path component kept */
+#define PATH_LEN       256  /* of an executable's path, in the form that most fit */
+#define PATH_LONG      4096 /* ... and of any; a power of two */
+#define COMPONENT_LEN  256  /* a path's component is shorter; a power of two */
 
 enum event_kind {
 	EVENT_CONN = 1,   /* struct conn_event, cut after its last log entry */
 	EVENT_LOOKUP = 2, /* struct lookup_event, cut after its last answer */
 	EVENT_HELLO = 3,  /* struct hello_event, cut after its data (8-aligned) */
-	EVENT_EXEC = 4,   /* struct exec_event */
+	EVENT_EXEC = 4,   /* struct exec_event, or exec_long_event */
 	EVENT_EXIT = 5,   /* struct exit_event */
 	EVENT_DNS = 6,    /* struct dns_event, cut after its data */
 	EVENT_PLAIN = 7,  /* struct plain_event, cut after its data */
@@ -238,9 +239,19 @@ struct exec_event {
 	struct event_header header;
 	struct task_info task;
 	__u64 ts_ns;
-	__u32 path_start;          /* the path is path[path_start .. PATH_LEN) */
-	__u32 path_cut;            /* 1 = longer than fits: path is not valid */
-	char path[PATH_LEN];       /* as /proc/PID/exe shows it, no NUL */
+	__u32 path_start;    /* the path is path[path_start .. PATH_LEN) */
+	__u32 path_cut;      /* 1 = longer than fits: path is not valid */
+	char path[PATH_LEN]; /* as /proc/PID/exe shows it, no NUL */
+};
+
+/* The same where the path is longer; also of EVENT_EXEC, told by its size. */
+struct exec_long_event {
+	struct event_header header;
+	struct task_info task;
+	__u64 ts_ns;
+	__u32 path_start; /* the path is path[path_start .. PATH_LONG) */
+	__u32 path_cut;
+	char path[PATH_LONG];
 	char slack[COMPONENT_LEN]; /* never valid: room the verifier asks for */
 };
 

@@ -196,6 +196,9 @@ BPF_ARRAY(blank_conn, struct conn_event, 1);
 BPF_ARRAY(blank_lookup, struct lookup_call, 1);
 BPF_ARRAY(blank_flows, struct quic_flows, 1);
 
+/* Where the event of an exec is made, per CPU: a path does not fit on the stack. */
+BPF_PERCPU_ARRAY(exec_being_told, struct exec_long_event, 1);
+
 /* enum counter -> count since load, per CPU. */
 BPF_PERCPU_ARRAY(counters, u64, COUNT_MAX);
 

@@ -7,15 +7,18 @@
 #include "kernel_fields.h"
 #include "maps.h"
 
-#define PATH_MASK  (PATH_LEN - 1)
-#define PATH_DEPTH 24 /* components and mount points crossed */
+#define PATH_MASK  (PATH_LONG - 1)
+#define PATH_DEPTH 64 /* components and mount points crossed */
 
-/* Write the path of a struct path, last component first, towards the front. */
-static __always_inline void copy_path(struct exec_event *e, char *path)
+/*
+ * Write the path of a struct path, last component first, towards the front.
+ * What is in no folder (memfd_create()) has its name alone.
+ */
+static __always_inline void copy_path(struct exec_long_event *e, char *path)
 {
 	char *dentry = READ_PTR(path, OFF_path_dentry);
 	char *mount = READ_PTR(path, OFF_path_mnt) - OFF_mount_mnt;
-	u32 at = PATH_LEN;
+	u32 at = PATH_LONG;
 
 	e->path_cut = 1;
 	for (int i = 0; i < PATH_DEPTH; i++) {
@@ -23,10 +26,10 @@ static __always_inline void copy_path(struct exec_event *e, char *path)
 		char *root = READ_PTR(mount, OFF_mount_mnt + OFF_vfsmount_mnt_root);
 		u32 len;
 
-		if (dentry == root || dentry == parent) {
+		if (dentry == root) {
 			char *above = READ_PTR(mount, OFF_mount_mnt_parent);
 
-			if (above == mount || dentry != root) {
+			if (above == mount) {
 				e->path_cut = 0;
 				break;
 			}
@@ -35,26 +38,61 @@ static __always_inline void copy_path(struct exec_event *e, char *path)
 			continue;
 		}
 		len = READ_FIELD(u32, dentry, OFF_dentry_d_name + OFF_qstr_len);
+		if (dentry == parent && len <= 1) { /* a file system's root, out of reach */
+			e->path_cut = 0;
+			break;
+		}
 		if (len == 0 || len >= COMPONENT_LEN || at < len + 1)
 			break;
 		at -= len + 1;
-		if (at >= PATH_LEN)
+		if (at >= PATH_LONG)
 			break;
 		BOUND(at, PATH_MASK);
 		BOUND(len, COMPONENT_LEN - 1);
 		e->path[at] = '/';
 		read_kernel(e->path + at + 1, len,
 			    READ_PTR(dentry, OFF_dentry_d_name + OFF_qstr_name));
+		if (dentry == parent) {
+			e->path_cut = 0;
+			break;
+		}
 		dentry = parent;
 	}
 	e->path_start = at;
 }
 
+static __always_inline void submit_long_path(struct exec_long_event *e)
+{
+	u32 size = __builtin_offsetof(struct exec_long_event, slack);
+
+	e->header.kind = EVENT_EXEC;
+	e->header.size = size;
+	e->ts_ns = bpf_ktime_get_ns();
+	__builtin_memset(&e->task, 0, sizeof(e->task));
+	read_task(&e->task);
+	e->task.netns = read_task_netns();
+	if (events.ringbuf_output(e, size, BPF_RB_NO_WAKEUP) &&
+	    events.ringbuf_output(e, size, BPF_RB_NO_WAKEUP))
+		count(COUNT_LOST_EXEC);
+}
+
 int process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
 	char *file = read_exe_file((char *)ctx->args[0]);
+	int zero = 0;
+	struct exec_long_event *built = exec_being_told.lookup(&zero);
 	struct exec_event *e;
 
+	if (!built)
+		return 0;
+	built->path_start = PATH_LONG;
+	built->path_cut = 0;
+	if (file)
+		copy_path(built, file + OFF_file_f_path);
+	if (built->path_start < PATH_LONG - PATH_LEN) {
+		submit_long_path(built);
+		return 0;
+	}
 	e = events.ringbuf_reserve(sizeof(*e));
 	if (!e)
 		e = events.ringbuf_reserve(sizeof(*e));
@@ -66,12 +104,11 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	read_task(&e->task);
 	e->task.netns = read_task_netns();
 	e->header.kind = EVENT_EXEC;
-	e->header.size = __builtin_offsetof(struct exec_event, slack);
+	e->header.size = sizeof(*e);
 	e->ts_ns = bpf_ktime_get_ns();
-	e->path_start = PATH_LEN;
-	e->path_cut = 0;
-	if (file)
-		copy_path(e, file + OFF_file_f_path);
+	e->path_start = built->path_start - (PATH_LONG - PATH_LEN);
+	e->path_cut = built->path_cut;
+	read_kernel(e->path, PATH_LEN, built->path + PATH_LONG - PATH_LEN);
 	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 	return 0;
 }

@@ -90,6 +90,7 @@ class Record(NamedTuple):
     uid: int | None = None
     unit: str | None = None
     container: str | None = None
+    container_pid: int | None = None  # the pid as the container sees it
     netns: int | None = None  # inode
     host: str | None = None
     host_source: str | None = None  # lookup sni
@@ -395,6 +396,7 @@ _RECORD_READERS: dict[str, _Reader] = {
     "uid": _MAYBE_ID,
     "unit": _MAYBE_TEXT,
     "container": _MAYBE_TEXT,
+    "container_pid": _MAYBE_ID,
     "netns": _MAYBE_ID,
     "host": _MAYBE_TEXT,
     "host_source": _MAYBE_TEXT,

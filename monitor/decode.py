@@ -368,7 +368,8 @@ _PEEK_KEYS: Final = struct.Struct(
 )
 
 _AFTER_TASK: Final = _HEADER.size + _TASK.size
-_PATH_LEN: Final = 256
+_PATH_LEN: Final = 256  # in the form that most fit; else
+_PATH_LONG: Final = 4096
 
 
 def _text(field: bytes) -> bytes:
@@ -470,7 +471,8 @@ def _hello(data: memoryview) -> HelloEvent:
 def _exec(data: memoryview) -> ExecEvent:
     ts_ns, path_start, path_cut = _EXEC.unpack_from(data, _AFTER_TASK)
     at = _AFTER_TASK + _EXEC.size
-    path = bytes(data[at + path_start : at + _PATH_LEN])
+    length = _PATH_LONG if len(data) >= at + _PATH_LONG else _PATH_LEN
+    path = bytes(data[at + path_start : at + length])
     return ExecEvent(_task(data), ts_ns, None if path_cut or not path else path)
 
 

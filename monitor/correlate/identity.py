@@ -16,6 +16,8 @@ class Identity(NamedTuple):
     container: str | None = None
     cmdline: tuple[str, ...] | None = None
     """Only where the configuration asks for it."""
+    container_pid: int | None = None
+    """Its pid as its container sees it."""
 
 
 class Identities(Protocol):

@@ -23,10 +23,17 @@ MAX_PATHS: Final = 4096
 MAX_CGROUPS: Final = 4096
 MAX_CMDLINES: Final = 2048
 MAX_CMDLINE_BYTES: Final = 4096
+_STATUS_BYTES: Final = 8192  # of /proc/PID/status; NSpid is among the first lines
 # A walk over all cgroups for one unknown id is not repeated for ids that are gone.
 MAX_CGROUPS_WALKED: Final = 20_000
 
-_CONTAINER: Final = re.compile(r"(?:^|[-/:.])([0-9a-f]{64})(?:\.scope|$|/)")
+# What one part of a cgroup's path says of a container.
+_BY_ID: Final = re.compile(r"(?:^|.*[-:.])([0-9a-f]{64})(?:\.scope)?")
+_BY_TASK: Final = re.compile(r"[0-9a-f]{32}-[0-9]{6,12}")  # of ECS on Fargate
+_BY_MACHINE: Final = re.compile(r"(?:systemd-nspawn@(.+)\.service|machine-(.+)\.scope)")
+_LXC: Final = "lxc.payload"
+_NO_CONTAINER: Final = ("qemu-", "libvirt-")  # a virtual machine: machine-qemu\x2d1\x2dname.scope
+_ESCAPED: Final = re.compile(r"\\x([0-9a-f]{2})")
 _UNIT: Final = re.compile(r"^[\w@:.\\-]+\.(?:service|scope|socket|slice)$")
 
 
@@ -43,16 +50,39 @@ def find_cgroup2(mounts: str = "/proc/self/mounts") -> str | None:
 def unit_and_container(path: str) -> tuple[str | None, str | None]:
     """Read systemd unit and container id out of a cgroup's path.
 
-    The unit is the innermost service or scope; a container's id the 64 hexadecimal digits that
-    Docker, containerd, CRI-O and Podman all put there.
+    The unit is the innermost service or scope. A container, the innermost likewise, is told by the
+    64 hexadecimal digits that Docker, containerd, CRI-O, Podman and ECS put there, by what ECS on
+    Fargate does, or by its name: LXC, LXD, Incus, systemd-nspawn. What only watches over one from
+    outside (conmon, lxc.monitor) is not in it.
     """
     unit: str | None = None
     for part in reversed(path.split("/")):
         if part.endswith((".service", ".scope", ".socket")) and _UNIT.match(part):
             unit = part
             break
-    found = _CONTAINER.findall(path)
-    return unit, found[-1] if found else None
+    return unit, _container(path.split("/"))
+
+
+def _container(parts: list[str]) -> str | None:
+    for at in range(len(parts) - 1, -1, -1):
+        part = parts[at]
+        before = parts[at - 1] if at else ""
+        after = parts[at + 1] if at + 1 < len(parts) else ""
+        found = _BY_ID.fullmatch(part)
+        if found is not None and "conmon-" not in part:
+            return found[1]
+        if _BY_TASK.fullmatch(part) and any(other.startswith("ecs") for other in parts[:at]):
+            return part
+        if before in ("lxc", _LXC) and part:
+            return part
+        if part.startswith(f"{_LXC}.") and part != f"{_LXC}.":
+            return part.removeprefix(f"{_LXC}.")
+        found = _BY_MACHINE.fullmatch(part)
+        if found is not None and after != "supervisor":
+            name = _ESCAPED.sub(lambda code: chr(int(code[1], 16)), found[1] or found[2])
+            if not (found[2] and name.startswith(_NO_CONTAINER)):
+                return name
+    return None
 
 
 class ProcIdentities:
@@ -69,6 +99,7 @@ class ProcIdentities:
     ) -> None:
         self._wants_cmdlines = cmdlines
         self._cmdlines: OrderedDict[tuple[int, int], tuple[str, ...] | None] = OrderedDict()
+        self._container_pids: OrderedDict[tuple[int, int], int | None] = OrderedDict()
         self._root = cgroup_root
         self._proc = Path(proc)
         # (pid, process start) -> (device, inode), path of the newest exec; by inode for processes
@@ -85,9 +116,12 @@ class ProcIdentities:
     def learn(self, event: ExecEvent) -> None:
         """Take in that a process became another program."""
         task = event.task
-        path = printable_text(event.path) if event.path else None
+        # one that the kernel side could not follow may still be asked for
+        path = printable_text(event.path) if event.path else self._linked(task.pid, task.exe_ino)
         if self._wants_cmdlines:
             self._learn_cmdline(task.pid, task.start_ns, task.exe_ino)
+        if self.unit_of(task.cgroup_id, task.pid)[1] is not None:
+            self._learn_container_pid(task.pid, task.start_ns, task.exe_ino)
         file = (task.exe_dev, task.exe_ino)
         self._exe_by_process[(task.pid, task.start_ns)] = file, path
         if path is not None and task.exe_ino:
@@ -112,6 +146,7 @@ class ProcIdentities:
             unit,
             container,
             self._cmdline(pid, start_ns, exe_ino) if self._wants_cmdlines else None,
+            self._container_pid(pid, start_ns, exe_ino) if container is not None else None,
         )
         self._identities[key] = identity
         _bound(self._identities, MAX_PROCESSES)
@@ -121,19 +156,22 @@ class ProcIdentities:
         file, path = self._exe_by_process.get((pid, start_ns), (None, None))
         if path is not None and file == (dev, ino):
             return path
-        path = None
-        # A pid alone could be another process by now; its inode cannot lie.
-        link = self._proc / str(pid) / "exe"
-        try:
-            if os.stat(link).st_ino == ino:
-                path = printable_text(os.fsencode(os.readlink(link))).removesuffix(" (deleted)")
-        except OSError:
-            path = None
+        path = self._linked(pid, ino)
         if path is None:
             return self._exe_by_inode.get((dev, ino))
         self._exe_by_inode[(dev, ino)] = path
         _bound(self._exe_by_inode, MAX_PATHS)
         return path
+
+    # A pid alone could be another process by now; its inode cannot lie.
+    def _linked(self, pid: int, ino: int) -> str | None:
+        link = self._proc / str(pid) / "exe"
+        try:
+            if os.stat(link).st_ino == ino:
+                return printable_text(os.fsencode(os.readlink(link))).removesuffix(" (deleted)")
+        except OSError:
+            pass
+        return None
 
     def _cmdline(self, pid: int, start_ns: int, ino: int) -> tuple[str, ...] | None:
         if (pid, start_ns) not in self._cmdlines:
@@ -154,6 +192,27 @@ class ProcIdentities:
         self._cmdlines[pid, start_ns] = words
         self._cmdlines.move_to_end((pid, start_ns))
         _bound(self._cmdlines, MAX_CMDLINES)
+
+    def _container_pid(self, pid: int, start_ns: int, ino: int) -> int | None:
+        if (pid, start_ns) not in self._container_pids:
+            self._learn_container_pid(pid, start_ns, ino)
+        return self._container_pids[pid, start_ns]
+
+    def _learn_container_pid(self, pid: int, start_ns: int, ino: int) -> None:
+        """Read what the process is called in its own pid namespace, while it lives."""
+        inner: int | None = None
+        try:
+            with open(self._proc / str(pid) / "status", "rb") as file:
+                raw = file.read(_STATUS_BYTES)
+            pids = raw.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()
+            # a pid alone could be another process by now
+            if len(pids) > 1 and os.stat(self._proc / str(pid) / "exe").st_ino == ino:
+                inner = int(pids[-1])
+        except (OSError, ValueError):
+            inner = None
+        self._container_pids[pid, start_ns] = inner
+        self._container_pids.move_to_end((pid, start_ns))
+        _bound(self._container_pids, MAX_CMDLINES)
 
     def unit_of(self, cgroup_id: int, pid: int | None) -> tuple[str | None, str | None]:
         """Return systemd unit and container id of a cgroup, of which a process is in it."""

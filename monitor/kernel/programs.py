@@ -172,6 +172,7 @@ MAPS: Final = (
     "blank_conn",
     "blank_lookup",
     "blank_flows",
+    "exec_being_told",
 )
 
 # Kernel fields whose offsets bpf/kernel_fields.h needs, as OFF_struct_field.

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -328,6 +330,35 @@ class TestMissing:
         assert record["sockconn_us"] is not None
         warnings = [line for line in running.stderr.splitlines() if "uprobe" in line.lower()]
         assert len(warnings) == 1
+
+
+MEMORY = """
+import os, sys
+program = os.memfd_create(sys.argv[1])
+os.write(program, open("/bin/bash", "rb").read())
+os.execve(program, ["x", "-c", sys.argv[2]], {})
+"""
+
+
+def test_programs_of_any_path_are_named_however_soon_they_end(listener, tmp_path):
+    """One from memory, one whose name is as long as a name can be, one deep down."""
+    longest = tmp_path / ("n" * 255)
+    deep = tmp_path.joinpath(*(f"{number:03}" + "d" * 57 for number in range(20)), "b")
+    many = tmp_path.joinpath(*"abcdefghij" * 3, "program")
+    wanted = {"/memfd:made in memory", f"/memfd:{'m' * 249}"}
+    for path in (longest, deep, many):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("/bin/bash", path)
+        wanted.add(str(path))
+    running = Daemon()
+    script = f"exec 3<>/dev/tcp/127.0.0.1/{listener.port}"
+    for path in (longest, deep, many):
+        subprocess.run([path, "-c", script], check=True)
+    for name in ("made in memory", "m" * 249):
+        subprocess.run([sys.executable, "-c", MEMORY, name, script], check=True)
+    found = running.wait_for(lambda record: record["rport"] == listener.port, count=5)
+    running.stop()
+    assert {record["exe"] for record in found} == wanted
 
 
 def test_failed_start_is_reported_by_the_lab():

@@ -49,6 +49,7 @@ EVENTS = {
     "lookup_event": Kind.LOOKUP,
     "hello_event": Kind.HELLO,
     "exec_event": Kind.EXEC,
+    "exec_long_event": Kind.EXEC,
     "exit_event": Kind.EXIT,
     "dns_event": Kind.DNS,
     "plain_event": Kind.PLAIN,
@@ -60,6 +61,8 @@ GIVEN = {
     "hello_event.len": 7,
     "exec_event.path_start": 250,
     "exec_event.path_cut": 0,
+    "exec_long_event.path_start": 3000,
+    "exec_long_event.path_cut": 0,
     "dns_event.len": 9,
     "plain_event.len": 11,
 }
@@ -215,11 +218,14 @@ def test_every_field_of_a_hello_is_read_from_its_place(compiled: Compiled) -> No
     assert event._asdict() == expected
 
 
-def test_every_field_of_an_exec_is_read_from_its_place(compiled: Compiled) -> None:
-    expected = without(compiled.expected["exec_event"], UNDECODED | {"path_cut"})
-    event = decode(memoryview(compiled.run("exec_event")))
+@pytest.mark.parametrize(("name", "start"), [("exec_event", 250), ("exec_long_event", 3000)])
+def test_every_field_of_an_exec_is_read_from_its_place(
+    compiled: Compiled, name: str, start: int
+) -> None:
+    expected = without(compiled.expected[name], UNDECODED | {"path_cut"})
+    event = decode(memoryview(compiled.run(name)))
     assert isinstance(event, ExecEvent)
-    expected["path"] = expected["path"][250:]
+    expected["path"] = expected["path"][start:]
     assert as_written(event) == expected
 
 

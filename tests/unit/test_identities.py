@@ -125,6 +125,38 @@ def test_after_another_exec_it_is_another_program(tree: Tree) -> None:
     assert identify(who, comm=b"y\0", exe_ino=1).exe == "/bin/sh"
 
 
+def test_a_path_that_was_not_told_is_asked_for_at_once(tree: Tree) -> None:
+    who = tree.identities()
+    who.learn(exec_of(None, ino=tree.inode))
+    tree.end_process()
+    assert identify(who, exe_ino=tree.inode).exe == str(tree.exe)
+    who.learn(exec_of(None, pid=PID + 1, ino=tree.inode + 1))
+    assert identify(who, pid=PID + 1, exe_ino=tree.inode + 1).exe is None
+
+
+@pytest.mark.parametrize(
+    ("group", "pids", "wanted"),
+    [
+        (f"docker/{CONTAINER}", f"{PID}\t500\t7", 7),
+        (f"docker/{CONTAINER}", f"{PID}", None),  # it shares the host's
+        ("system.slice/x.service", f"{PID}\t7", None),
+    ],
+)
+def test_the_pid_that_a_container_sees(tree: Tree, group, pids, wanted) -> None:
+    number = tree.group(group)
+    status = tree.proc / str(PID) / "status"
+    status.write_text(f"Name:\tx\nPid:\t{PID}\nNSpid:\t{pids}\nVmPeak:\t1 kB\n")
+    seen, learnt = tree.identities(), tree.identities()
+    assert identify(seen, cgroup_id=number, exe_ino=tree.inode).container_pid == wanted
+    assert identify(seen, cgroup_id=number, exe_ino=tree.inode + 1).container_pid == wanted
+    event = exec_of(b"/usr/bin/client", ino=tree.inode)
+    learnt.learn(event._replace(task=event.task._replace(cgroup_id=number)))
+    tree.end_process()
+    status.unlink()
+    assert identify(learnt, cgroup_id=number, exe_ino=tree.inode).container_pid == wanted
+    assert identify(tree.identities(), cgroup_id=number).container_pid is None
+
+
 # ---- cgroups -------------------------------------------------------------------------------------
 
 
@@ -146,6 +178,29 @@ def test_after_another_exec_it_is_another_program(tree: Tree) -> None:
         ("/system.slice", None, None),
         ("/", None, None),
         (f"/docker/{CONTAINER}0", None, None),
+        ("/lxc.payload.web-1/system.slice/nginx.service", "nginx.service", "web-1"),
+        ("/lxc.payload.web-1/.lxc", None, "web-1"),
+        ("/lxc.payload/web", None, "web"),
+        ("/lxc/101/ns/init.scope", "init.scope", "101"),
+        ("/lxc.monitor.web-1", None, None),
+        ("/lxc.monitor/web", None, None),
+        ("/lxc.payload.", None, None),
+        (f"/lxc.payload.web/docker/{CONTAINER}", None, CONTAINER),
+        ("/machine.slice/systemd-nspawn@a\\x2db.service/payload/system.slice/x.service",
+         "x.service", "a-b"),
+        ("/machine.slice/systemd-nspawn@a.service/supervisor", "systemd-nspawn@a.service", None),
+        ("/machine.slice/machine-web\\x2d1.scope/payload", "machine-web\\x2d1.scope", "web-1"),
+        ("/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/libvirt",
+         "machine-qemu\\x2d1\\x2dvm.scope", None),
+        (f"/ecs/{CONTAINER[:32]}/{CONTAINER[:32]}-2495160603", None,
+         f"{CONTAINER[:32]}-2495160603"),
+        (f"/ecs/5f0e-11/{CONTAINER}", None, CONTAINER),
+        (f"/ecstasks.slice/ecstasks-{CONTAINER[:32]}.slice/docker-{CONTAINER}.scope",
+         f"docker-{CONTAINER}.scope", CONTAINER),
+        (f"/x/{CONTAINER[:32]}-2495160603", None, None),
+        (f"/machine.slice/libpod-conmon-{CONTAINER}.scope", f"libpod-conmon-{CONTAINER}.scope",
+         None),
+        (f"/crio-conmon-{CONTAINER}.scope", f"crio-conmon-{CONTAINER}.scope", None),
     ],
 )  # fmt: skip
 def test_unit_and_container_of_a_cgroup(path, unit, container) -> None:

@@ -23,7 +23,7 @@ SCHEMA = json.loads((ROOT / "docs/record.schema.json").read_text())
 
 # design.md's keys, in its order: users' scripts rely on them.
 KEYS = """
-v id start state role pid tid comm exe cmdline uid unit container netns host host_source laddr
+v id start state role pid tid comm exe cmdline uid unit container container_pid netns host host_source laddr
 lport raddr rport family transport peer dns dns_us dns_disp dns_source dns_age_us dns_match
 sockconn_us attempts tls_us tls txn_resp_us greeting_us turns prot_specific tcp duration_us error
 lost_before
@@ -44,6 +44,7 @@ FULL = Record(
     uid=103,
     unit="shop.service",
     container="3f4e",
+    container_pid=7,
     netns=4026531840,
     host="shop.example",
     host_source="lookup",
@@ -246,7 +247,7 @@ records = st.builds(
     **dict.fromkeys(["dns_source", "dns_match"], texts),
     **dict.fromkeys(["dns_us", "dns_age_us", "sockconn_us", "tls_us", "txn_resp_us"], counts),
     **dict.fromkeys(["greeting_us", "duration_us"], counts),
-    **dict.fromkeys(["pid", "tid", "uid", "netns"], ids),
+    **dict.fromkeys(["pid", "tid", "uid", "container_pid", "netns"], ids),
     state=st.sampled_from(["open", "closed", "failed"]),
     role=st.sampled_from(["client", "server"]),
     cmdline=text_lists,
