@@ -23,7 +23,8 @@ SCHEMA = json.loads((ROOT / "docs/record.schema.json").read_text())
 
 # design.md's keys, in its order: users' scripts rely on them.
 KEYS = """
-v id start state role pid tid comm exe cmdline uid unit container container_pid netns host host_source laddr
+v id start state role pid tid comm exe cmdline uid unit container container_pid netns host
+host_source laddr
 lport raddr rport family transport peer dns dns_us dns_disp dns_source dns_age_us dns_match
 sockconn_us attempts tls_us tls txn_resp_us greeting_us turns prot_specific tcp duration_us error
 lost_before
