@@ -1,6 +1,6 @@
 """The connections that are open now: those whose begin was seen, and those older than the daemon.
 
-Every method is to be called with the daemon's lock held.
+Every method but :meth:`OpenNow.find` is to be called with the daemon's lock held.
 """
 
 from __future__ import annotations
@@ -148,13 +148,22 @@ class OpenNow:
             return self.core.describe(event, None), _tcp_state(event.tcp_state), False
         return self.core.describe(event, _tcp_of(live)), _tcp_state(live.tcp_state), False
 
-    def by_cookie(self, cookie: int) -> Record | None:
-        """Return the record of an open socket whose begin was seen; None where there is none."""
-        data = self.kernel.connection_by_cookie(cookie)
+    def find(self, cookie: int) -> int | None:
+        """Return by what an open socket is known whose begin was seen; None where there is none.
+
+        All that are open are looked through, so this alone is done without the daemon's lock.
+        """
+        return self.kernel.find_connection(cookie)
+
+    def at(self, sk: int, cookie: int) -> Record | None:
+        """Return the record of a socket that was found; None: it has ended meanwhile."""
+        data = self.kernel.connection(sk)
         if data is None:
             return None
         event = decode_conn(data)
-        live = self.kernel.live_figures([(event.sk, cookie)]).get(event.sk)
+        if event.cookie != cookie:
+            return None
+        live = self.kernel.live_figures([(sk, cookie)]).get(sk)
         return self.core.describe(event, _tcp_of(live) if live is not None else None)
 
     def older_by_cookie(self, cookie: int) -> Record | None:

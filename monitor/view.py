@@ -24,6 +24,7 @@ from monitor.keep import Keep
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.prober import Prober
 from monitor.opennow import OpenNow, OpenRow
+from monitor.recent import first_id
 from monitor.stats import StatsQuery
 
 if TYPE_CHECKING:
@@ -219,39 +220,50 @@ class View:
 
     def record(self, identifier: str, uid_only: int | None, *, history: bool) -> bytes | None:
         """See :class:`monitor.api.routes.Source`."""
-        kind, number = identifier[9:10], identifier[9:]
+        kind, number = identifier[9:10], first_id(identifier[9:])
+        cookie = 0
         if identifier.startswith(f"{self._boot}-") and kind not in ("t", "n"):
             try:
-                return self._by_cookie(int(number, 16), uid_only, history)
+                cookie = int(number, 16)
             except ValueError:
                 return None
+        return self._by_id(identifier, cookie, uid_only, history)
+
+    def _by_id(
+        self, identifier: str, cookie: int, uid_only: int | None, history: bool
+    ) -> bytes | None:
         if history:
-            return self._from_history(identifier, uid_only)
+            body = self._from_history(identifier, uid_only)
+            # there is none of what is older than conmond, unless its socket was connected again
+            return body or (self._older_by_cookie(cookie, uid_only) if cookie else None)
+        sk = self._open.find(cookie) if cookie else None
         with self.lock:
             self.catch_up()
-            record = self.keep.recent.get(identifier)
+            record = self._open.at(sk, cookie) if sk is not None else None
+            if record is None or record.id != identifier:
+                record = self.keep.recent.get(identifier)
         return self._shown(record, uid_only) if record is not None else None
 
     def take(self, cookie: int, uid_only: int | None, *, history: bool) -> bytes | None:
         """See :class:`monitor.api.routes.Source`."""
         if not 0 < cookie < 1 << 64:
             return None
-        return self._by_cookie(cookie, uid_only, history)
-
-    def _by_cookie(self, cookie: int, uid_only: int | None, history: bool) -> bytes | None:
         identifier = f"{self._boot}-{cookie:x}"
-        record: Record | None
         if history:
-            self.freshen()
-            with self.lock:
-                record = self._open.older_by_cookie(cookie)
-            if record is not None:
-                return self._shown(record, uid_only)
-            return self._from_history(identifier, uid_only)
+            older = self._older_by_cookie(cookie, uid_only)
+            return older or self._from_history(identifier, uid_only, newest=True)
+        sk = self._open.find(cookie)
         with self.lock:
             self.catch_up()
             # A socket may be connected again after a failure: what is open goes before what ended.
-            record = self._open.by_cookie(cookie) or self.keep.recent.get(identifier)
+            record = self._open.at(sk, cookie) if sk is not None else None
+            record = record or self.keep.recent.of_socket(identifier)
+        return self._shown(record, uid_only) if record is not None else None
+
+    def _older_by_cookie(self, cookie: int, uid_only: int | None) -> bytes | None:
+        self.freshen()
+        with self.lock:
+            record = self._open.older_by_cookie(cookie)
         return self._shown(record, uid_only) if record is not None else None
 
     def _shown(self, record: Record, uid_only: int | None) -> bytes | None:
@@ -259,9 +271,11 @@ class View:
             return None
         return self.keep.render(record)
 
-    def _from_history(self, identifier: str, uid_only: int | None) -> bytes | None:
+    def _from_history(
+        self, identifier: str, uid_only: int | None, *, newest: bool = False
+    ) -> bytes | None:
         history = self.keep.history
-        return history.get(identifier, uid_only) if history is not None else None
+        return history.get(identifier, uid_only, newest=newest) if history is not None else None
 
     # -- the daemon itself --------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ __all__ = ["Routes", "Source"]
 
 _RECORDS_DEFAULT: Final = 100
 _RECORDS_MOST: Final = 1000
-_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-z]{1,24}", re.ASCII)
+_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-z]{1,24}(?:\.[0-9a-f]{1,16})?", re.ASCII)
 _COOKIE: Final = re.compile(r"[0-9]{1,20}", re.ASCII)
 _PID: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
 _PID_MOST: Final = 0x7FFF_FFFF

@@ -3,7 +3,9 @@ begin or end was not seen is None."""
 
 from __future__ import annotations
 
+import struct
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +32,7 @@ __all__ = ["Clock", "Facts", "attempt_of", "lookup_record", "record_of", "tcp_of
 # user waited for, and the record starts at connect().
 CACHED_NS: Final = 1_000_000_000
 _UNBOUND: Final = bytes(16)
+_ENDS: Final = struct.Struct("=HHI")
 
 
 @dataclass(slots=True)
@@ -95,10 +98,14 @@ def attempt_of(conn: ConnEvent, first_ns: int, *, won_elsewhere: bool = False) -
 _RESULT_ERROR: Final = {"timeout": "ETIMEDOUT", "abandoned": "ECANCELED"}
 
 
-def _record_id(facts: Facts, conn: ConnEvent) -> str:
+def _record_id(facts: Facts, conn: ConnEvent, *, again: bool) -> str:
     if conn.cookie:
-        return f"{facts.boot}-{conn.cookie:x}"
-    return f"{facts.boot}-t{conn.connect_ns:x}"  # no cookie was made for this socket
+        later = f".{conn.connect_ns:x}" if again else ""
+        return f"{facts.boot}-{conn.cookie:x}{later}"
+    # No cookie was made for this socket. Two of them may begin in one nanosecond, but not between
+    # the same ends.
+    ends = zlib.crc32(conn.laddr + conn.raddr + _ENDS.pack(conn.lport, conn.rport, conn.netns))
+    return f"{facts.boot}-t{conn.connect_ns:x}.{ends:x}"
 
 
 def record_of(
@@ -114,6 +121,7 @@ def record_of(
     lost: bool = False,
     plain: dict[str, Any] | None = None,
     tcp: Tcp | None = None,
+    again: bool = False,
 ) -> Record:
     """Make the record of one connection, open or ended.
 
@@ -127,6 +135,7 @@ def record_of(
         lost: events were lost that could belong to it.
         plain: what was spoken inside TLS, where its library was asked.
         tcp: what the socket of an open one says; of an ended one the event tells.
+        again: its socket had been connected before.
     """
     flags = conn.flags
     established = conn.established_ns
@@ -185,7 +194,7 @@ def record_of(
                 state = "failed"
 
     return Record(
-        id=_record_id(facts, conn),
+        id=_record_id(facts, conn, again=again),
         start=clock.text(start_ns),
         state=state,
         role="server" if inbound else "client",
@@ -257,7 +266,7 @@ def lookup_record(lookup: Lookup, *, facts: Facts, clock: Clock, who: Identity) 
     """The record of a lookup that failed, so that no connection followed."""
     task = lookup.task
     return Record(
-        id=f"{facts.boot}-n{lookup.start_ns:x}",
+        id=f"{facts.boot}-n{lookup.start_ns:x}.{task.tid:x}",
         start=clock.text(lookup.start_ns),
         state="failed",
         pid=task.pid,

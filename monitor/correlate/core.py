@@ -44,6 +44,7 @@ from monitor.correlate.lookups import (
     sni_name,
 )
 from monitor.correlate.plain import TurnTable
+from monitor.correlate.sockets import Sockets
 from monitor.correlate.text import address_key
 from monitor.decode import (
     ConnEvent,
@@ -129,6 +130,7 @@ class Correlator:
         self._lookups = LookupTable()
         self._dns = DnsTable()
         self._hellos = HelloTable()
+        self._sockets = Sockets()
         self.plain = TurnTable()
         """What TLS libraries were seen to read and write, where somebody asked for that."""
         self._open: dict[Key, _Open] = {}
@@ -337,6 +339,7 @@ class Correlator:
 
     def _conn_ended(self, conn: ConnEvent) -> list[Record]:
         opened = self._open.pop((conn.sk, conn.connect_ns), None)
+        self._sockets.ended(conn)
         if conn.flags & ConnFlag.INBOUND:
             return [self._record(conn, None, ())]
         if opened is not None and opened.joined:
@@ -456,6 +459,7 @@ class Correlator:
             lost=conn.connect_ns <= self._lost_ns,
             plain=plain,
             tcp=tcp,
+            again=self._sockets.again(conn),
         )
 
     def _who(self, conn: ConnEvent) -> Identity:

@@ -27,7 +27,7 @@ from monitor.history.blocks import (
     places_of,
 )
 
-__all__ = ["DamagedRecord", "HistoryPage", "HistoryQuery", "fetch", "fetch_one"]
+__all__ = ["DamagedRecord", "HistoryPage", "HistoryQuery", "fetch", "fetch_newest", "fetch_one"]
 
 _BODIES_AT_ONCE: Final = 101  # a page of the usual size, and whether there is another
 
@@ -133,6 +133,18 @@ def fetch_one(
     if row is None or (uid is not None and row[0] != uid):
         return None
     return inflate(row[1], dictionary)
+
+
+def fetch_newest(
+    database: sqlite3.Connection, first: str, uid: int | None, dictionary: bytes
+) -> bytes | None:
+    """Likewise of a socket: its newest record, whose id is that of its first or begins so."""
+    row = database.execute(
+        "SELECT id FROM record WHERE id = ?1 OR (id > ?1 || '.' AND id < ?1 || '/') "
+        "ORDER BY seq DESC LIMIT 1",
+        (first,),
+    ).fetchone()
+    return fetch_one(database, row[0], uid, dictionary) if row is not None else None
 
 
 def inflate(data: bytes, dictionary: bytes) -> bytes:

@@ -25,7 +25,14 @@ from conmon.record import Record
 from monitor.api.parameters import slowest_us
 from monitor.errors import SourceError
 from monitor.history import blocks
-from monitor.history.query import DamagedRecord, HistoryPage, HistoryQuery, fetch, fetch_one
+from monitor.history.query import (
+    DamagedRecord,
+    HistoryPage,
+    HistoryQuery,
+    fetch,
+    fetch_newest,
+    fetch_one,
+)
 from monitor.history.schema import NewerFile, drop_index, migrate, old_indexes, read_dictionary
 
 __all__ = ["History", "HistoryStatus"]
@@ -195,18 +202,19 @@ class History:
         self.flush()
         return self._read(lambda database, end: fetch(database, query, self._dictionary, end))
 
-    def get(self, identifier: str, uid: int | None) -> bytes | None:
+    def get(self, identifier: str, uid: int | None, *, newest: bool = False) -> bytes | None:
         """Return the JSON of the record with this id; None where none is there for that uid.
 
+        Args:
+            newest: the id is of a socket's first connection, and the newest is wanted.
         Raises:
             SourceError: it cannot be read.
         """
         if not self._usable:
             return None
         self.flush()
-        return self._read(
-            lambda database, _: fetch_one(database, identifier, uid, self._dictionary)
-        )
+        find = fetch_newest if newest else fetch_one
+        return self._read(lambda database, _: find(database, identifier, uid, self._dictionary))
 
     def status(self) -> HistoryStatus:
         """Return how it does. Touches the file's name alone."""

@@ -6,8 +6,9 @@ import ctypes
 import errno
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from monitor.decode import CONN_BYTES, COUNTERS
@@ -24,7 +25,8 @@ __all__ = ["RING_BYTES", "Kernel"]
 
 RING_BYTES: Final = 4 << 20
 _KEY: Final = struct.Struct("=Q")  # of conn_by_sk: the address of struct sock
-COOKIE_AT: Final = 80  # offsetof(struct conn_event, cookie)
+SK_AT: Final = 72  # offsetof(struct conn_event, sk)
+COOKIE_AT: Final = 80  # ... cookie)
 LOST_COUNTERS: Final = (
     "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "lost_dns",
     "lost_plain", "conn_full", "lookup_full",
@@ -92,9 +94,11 @@ class Kernel:
     _conns: bpf_syscall.MapBatch
     _conn: bpf_syscall.ElementRead
     _cpus: int
+    _found: bpf_syscall.MapBatch
     live_failed: str | None = None
     """Why sockets cannot be asked for their figures, once that is known."""
     _live: Live | None = None
+    _finding: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def open(cls, defines: dict[str, int] | None = None) -> Kernel:
@@ -111,12 +115,13 @@ class Kernel:
             cgroup = find_cgroup2()
             ring = Ring(loaded.maps["events"], ring_pages * page)
             conns = bpf_syscall.MapBatch(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
+            found = bpf_syscall.MapBatch(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
             conn = bpf_syscall.ElementRead(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
             attached = attach(loaded, cgroup)
         except BaseException:
             loaded.close()
             raise
-        return cls(loaded, attached, ring, cgroup, conns, conn, _possible_cpus())
+        return cls(loaded, attached, ring, cgroup, conns, conn, _possible_cpus(), found)
 
     def connections(self) -> Iterator[memoryview]:
         """Yield every entry of conn_by_sk, a struct conn_event each."""
@@ -163,12 +168,17 @@ class Kernel:
         """Return the entry of conn_by_sk with this key; None where there is none."""
         return self._conn(_KEY.pack(sk))
 
-    def connection_by_cookie(self, cookie: int) -> bytes | None:
-        """Return the entry of conn_by_sk with this socket cookie; None where there is none."""
-        wanted = struct.pack("=Q", cookie)
-        for data in self.connections():
-            if data[COOKIE_AT : COOKIE_AT + 8] == wanted:
-                return bytes(data)
+    def find_connection(self, cookie: int) -> int | None:
+        """Return the key in conn_by_sk of this socket cookie; None where there is none.
+
+        May be called from any thread, whatever else is done meanwhile.
+        """
+        with self._finding:
+            for batch in self._found.read_batches():
+                numbers = batch.cast("Q")
+                cookies = numbers[COOKIE_AT // 8 :: CONN_BYTES // 8].tolist()
+                if cookie in cookies:
+                    return numbers[cookies.index(cookie) * (CONN_BYTES // 8) + SK_AT // 8]
         return None
 
     def forget_connection(self, sk: int) -> bool:

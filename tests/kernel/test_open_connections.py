@@ -234,6 +234,7 @@ def test_a_socket_that_is_connected_again_is_what_it_is_now():
             number = cookie(sock)
             client = conmon.Daemon(daemon.socket)
             assert wait_for(lambda: conmon.take(sock, path=daemon.socket).state == "failed")
+            before = conmon.take(sock, path=daemon.socket)
             sock.connect(server.getsockname())
             again = conmon.take(sock, path=daemon.socket)
             assert (again.state, again.rport) == ("open", server.getsockname()[1])
@@ -241,8 +242,31 @@ def test_a_socket_that_is_connected_again_is_what_it_is_now():
             sock.shutdown(socket.SHUT_RDWR)
             server.accept()[0].close()
             assert wait_for(lambda: client.take(number).state == "closed")
+            assert client.take(number).id == client.record(again.id).id == again.id != before.id
+            assert client.record(before.id).error == "ECONNREFUSED"
         finally:
             daemon.stop()
+
+
+def test_a_datagram_socket_that_changes_its_peer_has_an_id_for_each():
+    ends = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(4)]
+    daemon = Daemon("--json")
+    try:
+        *peers, sock = ends
+        for peer in peers:
+            peer.bind(("127.0.0.1", 0))
+            sock.connect(peer.getsockname())
+            sock.send(b"x")
+        sock.close()
+        ports = {peer.getsockname()[1] for peer in peers}
+        found = daemon.wait_for(lambda record: record["rport"] in ports, count=3)
+        assert len({record["id"] for record in found}) == 3
+        client = conmon.Daemon(daemon.socket)
+        assert {client.record(record["id"]).rport for record in found} == ports
+    finally:
+        for each in ends:
+            each.close()
+        daemon.stop()
 
 
 def test_the_newest_come_first_where_that_is_asked_for():

@@ -8,7 +8,8 @@ import struct
 import pytest
 
 from monitor.correlate import Clock
-from monitor.decode import ConnFlag, Library
+from monitor.correlate.sockets import MAX_SOCKETS
+from monitor.decode import ConnFlag, Library, Phase
 from tests.unit.events import (
     MS,
     RESET,
@@ -18,6 +19,7 @@ from tests.unit.events import (
     World,
     client_hello,
     conn,
+    failed,
     hello,
     only,
 )
@@ -136,6 +138,29 @@ def test_a_socket_without_a_cookie_has_an_id_all_the_same() -> None:
     first, second = conn(1, end=9, cookie=0), conn(2, end=9, cookie=0)
     ids = {record_of(c).id for c in (first, second)}
     assert len(ids) == 2 and all(i.startswith("b007b007-t") for i in ids)
+
+
+def test_two_that_begin_in_one_nanosecond_have_two_ids() -> None:
+    one = conn(1, end=9, cookie=0)
+    others = [one._replace(rport=444), one._replace(lport=1), one._replace(netns=5),
+              one._replace(raddr=bytes(16)), one]  # fmt: skip
+    assert len({record_of(c).id for c in others}) == len(others)
+
+
+@pytest.mark.parametrize("remembered", [0, MAX_SOCKETS - 2])
+def test_a_socket_that_is_connected_again_has_another_id(remembered) -> None:
+    first, second, third = (
+        failed(at, "192.0.2.1", at + 5, err=111, cookie=77) for at in (1, 9, 90)
+    )
+    world = World()
+    ids = [only(world.feed(first)).id]
+    for place in range(remembered):
+        world.feed(conn(20, end=21, cookie=1000 + place))
+    seen_open = world.core.describe(second._replace(end_ns=0, phase=Phase.SYN_SENT), None).id
+    ids += [only(world.feed(each)).id for each in (second, third)]
+    assert ids[0] == "b007b007-4d"
+    assert ids[1] == seen_open == f"b007b007-4d.{second.connect_ns:x}"
+    assert len(set(ids)) == 3
 
 
 def test_the_clock_tells_microseconds_across_a_second() -> None:

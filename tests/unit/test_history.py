@@ -103,6 +103,16 @@ def test_one_record_only_for_its_owner(history):
     assert history.get("aaaaaaaa-5", None) is None
 
 
+def test_the_newest_record_of_a_socket(history):
+    add(history, [record(4), record(4, id="aaaaaaaa-4.1f", host="again"), record(0x4F)])
+    assert Record.from_json(history.get("aaaaaaaa-4", None)).host == "h4.example"
+    assert Record.from_json(history.get("aaaaaaaa-4.1f", None)).host == "again"
+    assert Record.from_json(history.get("aaaaaaaa-4", None, newest=True)).host == "again"
+    assert history.get("aaaaaaaa-4", 2, newest=True) is None
+    assert Record.from_json(history.get("aaaaaaaa-4f", None, newest=True)).id == "aaaaaaaa-4f"
+    assert history.get("aaaaaaaa-5", None, newest=True) is None
+
+
 @pytest.mark.parametrize("before", ["x", "-1", "9" * 20])
 def test_a_wrong_cursor_is_an_error(history, before):
     with pytest.raises(SourceError, match="before must be"):

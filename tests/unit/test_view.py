@@ -14,6 +14,7 @@ from monitor.cli.output import json_line
 from monitor.decode import _PEEK
 from monitor.keep import Keep
 from monitor.kernel.prober import Report
+from monitor.recent import Recent
 from monitor.stats import Stats
 from monitor.view import View
 
@@ -41,6 +42,48 @@ def test_since_and_until_are_about_the_end_of_a_record(view):
     assert found(view, since_ns=NOW + SECOND) == ["aaaaaaaa-2", "aaaaaaaa-1"]
     assert found(view, until_ns=NOW + SECOND) == ["aaaaaaaa-0"]
     assert found(view, oldest_first=True, most=1) == ["aaaaaaaa-0"]
+
+
+BOOT = "aaaaaaaa"
+
+
+def asked(view, open_record=None, cookie=0x4D):
+    """A view whose map has one socket."""
+    return View(
+        lock=view.lock, kernel=None, core=SimpleNamespace(facts=SimpleNamespace(boot=BOOT)),
+        identities=None, libraries=None, clock=None, keep=view.keep, started_ns=NOW,
+        catch_up=lambda: None, unseen=[],
+    ), SimpleNamespace(
+        find=lambda wanted: 1 if open_record is not None and wanted == cookie else None,
+        at=lambda sk, wanted: open_record,
+    )  # fmt: skip
+
+
+def test_a_socket_connected_again_is_found_by_each_id_and_its_newest_taken(view):
+    ids = [f"{BOOT}-4d", f"{BOOT}-4d.aa", f"{BOOT}-4d.bb"]
+    for identifier in ids[:2]:
+        view.keep.add(Record(id=identifier, state="failed", uid=1), None, NOW)
+    for still_open in (None, Record(id=ids[2], uid=1)):
+        answers, View_open = asked(view, still_open)
+        answers._open = View_open
+        shown = [answers.record(each, None, history=False) for each in ids]
+        assert [Record.from_json(body).id for body in shown if body] == ids[
+            : 3 if still_open else 2
+        ]
+        taken = answers.take(0x4D, 1, history=False)
+        assert Record.from_json(taken).id == (ids[2] if still_open else ids[1])
+        assert answers.take(0x4D, 2, history=False) is None
+
+
+def test_the_newest_records_forget_what_they_let_go():
+    recent = Recent(limit=2)
+    for identifier in ("a-1", "a-1.f", "a-2", "a-3"):
+        recent.add(Record(id=identifier), NOW)
+    assert recent.of_socket("a-1") is None
+    assert recent.of_socket("a-3").id == "a-3"
+    recent.forget("a-3")
+    assert recent.of_socket("a-3") is None
+    assert len(recent._of_socket) == len(recent) == 1
 
 
 @pytest.mark.parametrize(
