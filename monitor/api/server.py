@@ -9,8 +9,10 @@ queue.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
+import resource
 import selectors
 import socket
 import threading
@@ -41,6 +43,9 @@ _IDLE_S: Final = 60.0  # between requests
 _STALL_S: Final = 20.0  # without taking a byte of its answer
 _LINGER_S: Final = 1.0  # for a refused client to read why
 _TURNED_AWAY: Final = 16  # who may linger so at one time, besides the clients
+_KEPT: Final = 16  # descriptors that the daemon needs now and then, and no client gets
+# accept() cannot, and will not at once.
+_SCARCE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _HEARTBEAT_S: Final = 15.0
 _TICK_S: Final = 1.0
 _CLOSE_S: Final = 1.0
@@ -99,6 +104,9 @@ class Server:
         self._finder = Finder(limits.max_slow, self._take_found, self._failed)
         self._faults: set[tuple[str, str, int]] = set()
         self._ending = False
+        self._resting = False
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_descriptors = most - _KEPT if most != resource.RLIM_INFINITY else None
         self._listeners = [listen_unix(path)]
         self._inode = os.stat(path).st_ino
         try:
@@ -106,6 +114,7 @@ class Server:
                 self._listeners.append(listen_tcp(metrics_listen))
         except BaseException:
             self._remove_socket()
+            self._listeners[0].close()
             raise
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -244,8 +253,10 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:
-            return  # gone again, or no descriptor left
+        except OSError as exc:
+            if exc.errno in _SCARCE:
+                self._rest(exc)
+            return  # else gone again
         sock.setblocking(False)
         now = time.monotonic()
         try:
@@ -257,6 +268,9 @@ class Server:
             sock.close()
             return
         client = Client(sock, asker, now + _REQUEST_S, now)
+        if self._most_descriptors is not None and sock.fileno() >= self._most_descriptors:
+            self._turn_away(client, linger=False)
+            return
         if not self._slots.free(asker.uid):
             idlest = self._slots.idlest(asker.uid, self._clients.values(), now)
             if idlest is None:
@@ -267,12 +281,23 @@ class Server:
         self._slots.enter(asker.uid)
         self._watch(client)
 
-    def _turn_away(self, client: Client) -> None:
+    # Whoever waits to be accepted would wake us again and again.
+    def _rest(self, exc: OSError) -> None:
+        self._note(exc)
+        if not self._resting:
+            self._resting = True
+            for listener in self._listeners:
+                self._selector.unregister(listener)
+
+    def _turn_away(self, client: Client, *, linger: bool = True) -> None:
         self.refused += 1
         headers = (("Retry-After", "1"), ("Connection", "close"))
         refusal = error(503, "too many clients are connected", *headers)
         with contextlib.suppress(OSError, h11.ProtocolError):
             client.sock.send(whole(client.http, refusal))  # which fits in any socket's buffer
+        if not linger:
+            client.sock.close()
+            return
         # closed at once, it would get EPIPE for its question and never read the answer
         self._turned_away.append((time.monotonic() + _LINGER_S, client.sock))
         if len(self._turned_away) > _TURNED_AWAY:
@@ -506,6 +531,10 @@ class Server:
         client.watched = events
 
     def _tick(self, now: float) -> None:
+        if self._resting:
+            self._resting = False
+            for listener in self._listeners:
+                self._selector.register(listener, selectors.EVENT_READ)
         while self._turned_away and self._turned_away[0][0] <= now:
             self._turned_away.popleft()[1].close()
         for client in list(self._clients.values()):

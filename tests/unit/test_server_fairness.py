@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import socket
 import threading
+import time
 
 import pytest
 
@@ -150,6 +153,38 @@ def test_scrapers_have_room_that_users_do_not_take(begin):
     with socket.create_connection(address) as first, socket.create_connection(address) as second:
         assert Peer(first).get("/hello")[0] == 200
         assert refused(Peer(second))
+
+
+# -- descriptors that run out -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_without_a_descriptor_it_rests_and_goes_on(begin, monkeypatch, code):
+    monkeypatch.setattr(server, "_TICK_S", 0.05)
+    service = begin()
+    tries = []
+    real = socket.socket.accept
+
+    def accept(listener):
+        if len(tries) == 3:
+            return real(listener)
+        tries.append(time.monotonic())
+        raise OSError(code, "no more")
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    assert service.connect().get("/hello")[0] == 200
+    assert all(later - earlier >= 0.02 for earlier, later in itertools.pairwise(tries))
+    assert len(service.said) == 1
+
+
+def test_the_last_descriptors_are_the_daemon_s(service):
+    served = service.connect()
+    assert served.get("/hello")[0] == 200
+    service.server._most_descriptors = 0
+    assert refused(service.connect())
+    assert served.get("/hello")[0] == 200
+    service.server._most_descriptors = None
+    assert service.connect().get("/hello")[0] == 200
 
 
 # -- what takes long --------------------------------------------------------------------------
