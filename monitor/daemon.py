@@ -16,7 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -169,6 +169,7 @@ class Daemon:
     _clock: Clock = field(default_factory=Clock)
     _core: Correlator = field(init=False)
     _prober: Prober = field(init=False)
+    _opened: ExitStack = field(init=False)
     _keep: Keep = field(init=False)
     _view: View = field(init=False)
     _older: Older | None = None
@@ -178,6 +179,11 @@ class Daemon:
     _starts: OrderedDict[int, int] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
+        with ExitStack() as opened:  # closed again where the start fails half-way
+            self._start(opened)
+            self._opened = opened.pop_all()
+
+    def _start(self, opened: ExitStack) -> None:
         started_ns = time.time_ns()
         self._identities = ProcIdentities(self.kernel.cgroup, cmdlines=self.options.cmdlines)
         self._prober = Prober(
@@ -187,6 +193,7 @@ class Daemon:
             restarted=self.kernel.forget_calls,
             say=say,
         )
+        opened.callback(self._prober.close)
         report = self._prober.start()
         unseen = [*self.kernel.attached.unseen(), *report.missing]
         for sentence in (*unseen, *report.unprobed):
@@ -214,6 +221,8 @@ class Daemon:
             self._open_history(),
             json_line,
         )
+        if self._keep.history is not None:
+            opened.callback(self._keep.history.close)
         if self.options.serve is not None:
             self._older = Older(self._lock, self._cookies)
         self._view = View(
@@ -230,7 +239,8 @@ class Daemon:
             older=self._older,
         )
         if self.options.serve is not None:
-            self._serve(self.options.serve)
+            self._serve(self.options.serve, opened)
+        opened.callback(self._end_deep)
 
     def _open_history(self) -> History | None:
         wanted = self.options.history
@@ -243,7 +253,7 @@ class Daemon:
             say=say,
         )
 
-    def _serve(self, serve: Serve) -> None:
+    def _serve(self, serve: Serve, opened: ExitStack) -> None:
         group = group_id(serve.group)
         try:
             self._server = Server(
@@ -261,9 +271,11 @@ class Daemon:
             say(f"{exc}; this one answers no queries")
             self._older = None
             return
+        opened.callback(self._server.close)
         self._view.server = self._server
         self._server.start()
         if self._older is not None:
+            opened.callback(self._older.close)
             with self._lock:
                 self._older.start()
 
@@ -314,16 +326,12 @@ class Daemon:
 
     def close(self) -> None:
         """Stop answering, write what is pending, detach the library probes."""
-        if self._older is not None:
-            self._older.close()
+        self._opened.close()
+
+    def _end_deep(self) -> None:
         if self._view.deep_sessions is not None:
             with self._lock:
                 self._view.deep_sessions.close()
-        if self._server is not None:
-            self._server.close()
-        if self._keep.history is not None:
-            self._keep.history.close()
-        self._prober.close()
 
     # -- parts of the loop --------------------------------------------------------------------
 

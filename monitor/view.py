@@ -357,11 +357,13 @@ class View:
 
     def deep(self, pid: int, asker: Asker, seconds: float, most_percent: float) -> Feed:
         """See :class:`monitor.api.routes.Source`."""
-        if self.deep_sessions is None:
-            from monitor.deep import Deep
+        from monitor.deep import Deep
 
-            self.deep_sessions = Deep(self.kernel, self.core, self.clock, self.lock)
-        return self.deep_sessions.begin(pid, asker, seconds, most_percent)
+        with self.lock:  # two may ask at once, and one alone is ticked and ended
+            if self.deep_sessions is None:
+                self.deep_sessions = Deep(self.kernel, self.core, self.clock, self.lock)
+            sessions = self.deep_sessions
+        return sessions.begin(pid, asker, seconds, most_percent)
 
     # Older ones as they were listed last: this is asked for again and again, and by a machine.
     def _open_count(self, maps: Mapping[str, tuple[int, int]]) -> int:

@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -111,17 +112,18 @@ class Kernel:
         page = os.sysconf("SC_PAGE_SIZE")
         ring_pages = (defines or {}).get("RING_PAGES", RING_BYTES // page)
         loaded = load({"RING_PAGES": ring_pages, **(defines or {})})
-        try:
+        with ExitStack() as opened:  # closed again where something is refused
+            opened.callback(loaded.close)
             cgroup = find_cgroup2()
             ring = Ring(loaded.maps["events"], ring_pages * page)
+            opened.callback(ring.close)
             conns = bpf_syscall.MapBatch(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
             found = bpf_syscall.MapBatch(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
             conn = bpf_syscall.ElementRead(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
+            cpus = _possible_cpus()
             attached = attach(loaded, cgroup)
-        except BaseException:
-            loaded.close()
-            raise
-        return cls(loaded, attached, ring, cgroup, conns, conn, _possible_cpus(), found)
+            opened.pop_all()
+        return cls(loaded, attached, ring, cgroup, conns, conn, cpus, found)
 
     def connections(self) -> Iterator[memoryview]:
         """Yield every entry of conn_by_sk, a struct conn_event each."""

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from monitor import daemon
+from monitor.errors import SourceError
+from monitor.kernel.kernel import Kernel
+from monitor.options import HistoryOptions, Options, Serve, StatsLimits
 from tests.lab.daemon import CONMOND, ROOT, Daemon, DaemonError, children_of, is_alive
 from tests.lab.netns import CLEAN_ENV
 
@@ -359,6 +363,37 @@ def test_programs_of_any_path_are_named_however_soon_they_end(listener, tmp_path
     found = running.wait_for(lambda record: record["rport"] == listener.port, count=5)
     running.stop()
     assert {record["exe"] for record in found} == wanted
+
+
+def test_a_start_that_fails_half_way_leaves_nothing_open(tmp_path):
+    other = socket.create_server(("127.0.0.1", 0))
+    path, port = str(tmp_path / "s"), other.getsockname()[1]
+    options = Options(
+        live=False, inbound=False, cmdlines=False, duration_s=None,
+        serve=Serve(path=path, insist=True, group="root", max_clients=8, rate=99,
+                    metrics_listen=("127.0.0.1", port)),
+        stats=StatsLimits(max_processes=9, max_hosts=9),
+        history=HistoryOptions(folder=str(tmp_path / "h"), max_age_s=99, max_bytes=10**8),
+    )  # fmt: skip
+
+    def open_files():
+        return {name: os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
+                if os.path.exists(f"/proc/self/fd/{name}")}  # fmt: skip
+
+    reading, writing = os.pipe()
+    try:
+        kernel = Kernel.open()
+        threads, files = set(threading.enumerate()), open_files()
+        with pytest.raises(SourceError, match="cannot listen"):
+            daemon.Daemon(options, None, kernel, daemon._Stop(reading))
+        assert {name for name in open_files() if name not in files} == set()
+        assert set(threading.enumerate()) == threads
+        assert not os.path.exists(path)
+        kernel.close()
+    finally:
+        os.close(reading)
+        os.close(writing)
+        other.close()
 
 
 def test_failed_start_is_reported_by_the_lab():

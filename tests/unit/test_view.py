@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,30 @@ def test_a_socket_connected_again_is_found_by_each_id_and_its_newest_taken(view)
         taken = answers.take(0x4D, 1, history=False)
         assert Record.from_json(taken).id == (ids[2] if still_open else ids[1])
         assert answers.take(0x4D, 2, history=False) is None
+
+
+def test_two_deep_looks_that_begin_at_once_are_of_one_keeper(view, monkeypatch):
+    made = []
+
+    class Slow:
+        def __init__(self, *given):
+            time.sleep(0.02)  # the other comes meanwhile
+            made.append(self)
+            self.begun = []
+
+        def begin(self, pid, *given):
+            self.begun.append(pid)
+
+    monkeypatch.setattr("monitor.deep.Deep", Slow)
+    answers, _ = asked(view)
+    answers.libraries = SimpleNamespace(return_probes=True)
+    threads = [threading.Thread(target=answers.deep, args=(pid, None, 1, 1)) for pid in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [answers.deep_sessions]
+    assert sorted(made[0].begun) == [0, 1, 2, 3]
 
 
 def test_the_newest_records_forget_what_they_let_go():
