@@ -9,7 +9,6 @@ little at a time.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import threading
@@ -25,6 +24,7 @@ from conmon.record import Record
 from monitor.api.parameters import slowest_us
 from monitor.errors import SourceError
 from monitor.history import blocks
+from monitor.history.place import Lock, Place, forget_broken
 from monitor.history.query import (
     DamagedRecord,
     HistoryPage,
@@ -44,6 +44,7 @@ _SETTLING_S: Final = 0.05  # while blocks are made of an older file
 _FLUSH_S: Final = 0.5
 _CLOSE_S: Final = 5.0
 _RETRY_S: Final = 30.0  # after a write that failed
+_RETRY_SOON_S: Final = 5.0  # of a file that others have made read-only
 _RETENTION_S: Final = 10.0
 _DELETE_AT_ONCE: Final = 5_000
 _QUERY_S: Final = 5.0
@@ -116,8 +117,10 @@ class History:
         self._retention_at = 0.0
         self._settle_at = 0.0
         self._settling = False
-        self._lock_fd = -1
+        self._lock = Lock(path.with_suffix(".lock"))
         self._database: sqlite3.Connection | None = None
+        self._place = Place(path)
+        self._unsure = 0  # records written since the file was last seen in its place
         self._readers = (_Reader(), _Reader())  # root's question waits for nobody else's
         self._damage: str | None = None  # that a reader came across
         self._dictionary = b""
@@ -189,7 +192,7 @@ class History:
                 self._say(f"{len(self._queue)} records were not written to {self.path} in time")
                 return
         self._close_readers()
-        self._unlock()
+        self._lock.release()
 
     # -- questions, from any thread -----------------------------------------------------------
 
@@ -305,6 +308,7 @@ class History:
         damage, self._damage = self._damage, None
         if damage is not None and self._database is not None:
             self._set_aside(damage)
+        self._look_for_file()
         if self._database is None and time.monotonic() >= self._retry_at:
             self._try_open()
         if self._count is None:
@@ -324,8 +328,7 @@ class History:
 
     def _try_open(self) -> None:
         try:
-            if self._lock_fd < 0:
-                self._lock()
+            self._lock.take()
             self._open()
         except (OSError, sqlite3.Error, SourceError) as exc:
             self._retry_at = time.monotonic() + _RETRY_S
@@ -365,6 +368,7 @@ class History:
                 self._count = blocks.count_records(self._database)
 
     def _write_batch(self, batch: list[tuple[_Row, bytes]], *, last_try: bool) -> None:
+        self._look_for_file()
         now = time.monotonic()
         if self.error is not None and now < self._retry_at and not last_try:
             self.dropped += len(batch)
@@ -384,6 +388,7 @@ class History:
         except BaseException:
             self.dropped += len(batch)
             raise
+        self._unsure += len(batch)
         if self._count is not None:
             self._count += len(batch)
         if self._oldest_us is None:
@@ -437,26 +442,6 @@ class History:
 
     # -- the file -----------------------------------------------------------------------------
 
-    def _lock(self) -> None:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = self.path.with_suffix(".lock")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            os.close(descriptor)
-            if isinstance(exc, BlockingIOError):
-                raise SourceError(
-                    "another conmond writes it; --state-dir names another folder"
-                ) from exc
-            raise
-        self._lock_fd = descriptor
-
-    def _unlock(self) -> None:
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
-
     def _open(self) -> None:
         try:
             self._connect()
@@ -489,6 +474,39 @@ class History:
             database.close()
             raise
         self._database = database
+        self._place.note()
+
+    def _look_for_file(self) -> None:
+        """Begin anew where the file is not what is written to any more."""
+        if self._database is None:
+            return
+        trouble = self._place.trouble()
+        if trouble is not None:
+            self._begin_anew(trouble)
+            return
+        self._unsure = 0
+        barred = self._place.barred()
+        if barred is not None:
+            try:
+                self._set_aside(barred)
+            except OSError as exc:
+                self._retry_at = time.monotonic() + _RETRY_SOON_S
+                self._fail(exc)
+
+    def _begin_anew(self, trouble: str) -> None:
+        gone, lost = self._count, self._unsure
+        self._let_go()
+        self.dropped += lost
+        self._unsure = 0
+        if not self._lock.in_place():
+            self._lock.release()  # what is locked is not what others see
+        self._retry_at = 0.0
+        number = "its" if gone is None else f"{gone}"
+        self._say(
+            f"the history {self.path}: {trouble}, and {number} records with it, {lost} of them "
+            "written last are counted as dropped; it is begun anew"
+        )
+        self._try_open()
 
     def _set_aside(self, reason: str) -> None:
         """Keep the file under another name; a new one is begun with the next batch.
@@ -496,38 +514,27 @@ class History:
         Raises:
             OSError: that cannot be done.
         """
-        if self._database is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._database.close()
-            self._database = None
-        self._close_readers()
+        self._let_go()
         aside = f"{self.path}.broken-{int(time.time())}"
         # the file last: a new one must not find the old one's log
         for suffix in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
-        self._forget_broken()
+        forget_broken(self.path, _BROKEN_KEPT)
+        self._retry_at = 0.0
+        self._say(f"the history {self.path} cannot be used ({reason}); it is now {aside}")
+
+    def _let_go(self) -> None:
+        """Close the file, and forget what was known of it."""
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()
+            self._database = None
+        self._close_readers()
         self._count = None
         self._oldest_us = None
         self._damage = None
         self._settling = False
-        self._retry_at = 0.0
-        self._say(f"the history {self.path} cannot be used ({reason}); it is now {aside}")
-
-    def _forget_broken(self) -> None:
-        """Keep the newest few of those set aside."""
-        kept = sorted(
-            (
-                path
-                for path in self.path.parent.glob(f"{self.path.name}.broken-*")
-                if not path.name.endswith(("-wal", "-shm"))
-            ),
-            key=lambda path: path.stat().st_mtime,
-        )
-        for path in kept[:-_BROKEN_KEPT]:
-            for suffix in ("", "-wal", "-shm"):
-                with contextlib.suppress(OSError):
-                    os.unlink(f"{path}{suffix}")
 
     def _fail_with(self, exc: sqlite3.Error) -> None:
         """A write has failed: set a broken file aside, and try again later."""

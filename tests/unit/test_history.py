@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -335,6 +336,7 @@ def test_a_question_does_not_wait_for_another(history):
 def soon(monkeypatch):
     """What failed is tried again at once."""
     monkeypatch.setattr(store, "_RETRY_S", 0.0)
+    monkeypatch.setattr(store, "_RETRY_SOON_S", 0.0)
     monkeypatch.setattr(store, "_BATCH_S", 0.01)
 
 
@@ -454,3 +456,112 @@ def test_one_damaged_record_does_not_get_the_file_set_aside(written, said, soon)
     assert len(history.query(HistoryQuery()).bodies) == 11
     history.close()
     assert not said
+
+
+# -- what others do to the file meanwhile ------------------------------------------------------
+
+
+def delete(path):
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink()
+
+
+def delete_folder(path):
+    shutil.rmtree(path.parent)
+
+
+def replace_with_nothing(path):
+    path.with_name("empty").touch()
+    path.with_name("empty").rename(path)
+
+
+def replace_with_another(path):
+    other = History.open(path.with_name("other") / "h.db", **KEEP, say=print)
+    other.close()
+    delete(path)
+    (path.with_name("other") / "h.db").rename(path)
+
+
+def delete_log(path):
+    path.with_name(path.name + "-wal").unlink()
+
+
+@pytest.mark.parametrize(
+    "meddle", [delete, delete_folder, replace_with_nothing, replace_with_another, delete_log]
+)
+def test_a_file_that_others_take_away_is_noticed_counted_and_begun_anew(tmp_path, said, meddle):
+    history = History.open(tmp_path / "state" / "h.db", **KEEP, say=said.append)
+    add(history, [record(1), record(2)])
+    assert len(history.query(HistoryQuery()).bodies) == 2
+    meddle(history.path)
+    add(history, [record(3)])
+    page = history.query(HistoryQuery())
+    assert ids(page)[0] == "aaaaaaaa-3"
+    assert history.status().enabled
+    assert history.dropped == 2
+    [sentence] = said
+    assert "begun anew" in sentence and ("deleted" in sentence or "replaced" in sentence)
+    history.close()
+    again = History.open(history.path, **KEEP, say=said.append)
+    assert ids(again.query(HistoryQuery()))[0] == "aaaaaaaa-3"
+    again.close()
+    assert len(said) == 1
+
+
+def test_it_is_noticed_though_nothing_is_written(tmp_path, said, soon):
+    history = History.open(tmp_path / "state" / "h.db", **KEEP, say=said.append)
+    delete(history.path)
+    end = time.monotonic() + 5
+    while not said and time.monotonic() < end:
+        time.sleep(0.01)
+    assert "deleted" in said[0]
+    history.close()
+    assert history.path.exists()
+
+
+def test_a_file_made_read_only_is_set_aside_and_another_begun(tmp_path, said, monkeypatch):
+    history = History.open(tmp_path / "state" / "h.db", **KEEP, say=said.append)
+    add(history, [record(1)])
+    history.flush()
+    inode = os.stat(history.path).st_ino
+    real = os.access
+    monkeypatch.setattr(  # root may write what is read-only by its mode
+        os, "access", lambda path, mode: os.stat(path).st_ino != inode and real(path, mode)
+    )
+    add(history, [record(2)])
+    assert ids(history.query(HistoryQuery())) == ["aaaaaaaa-2"]
+    assert history.dropped == 0
+    assert "read-only" in said[0] and len(said) == 1
+    assert [os.stat(path).st_ino for path in history.path.parent.glob("*.broken-*")] == [inode]
+    history.close()
+
+
+def test_a_file_that_cannot_even_be_moved_is_written_again_when_it_can(
+    tmp_path, said, soon, monkeypatch
+):
+    history = History.open(tmp_path / "state" / "h.db", **KEEP, say=said.append)
+    real = os.open
+
+    def refuse(*given):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *given: False)
+        patch.setattr(os, "rename", refuse)
+        patch.setattr(os, "open", lambda path, *rest: (
+            refuse() if os.fspath(path) == str(history.path) else real(path, *rest)
+        ))  # fmt: skip
+        add(history, [record(1)])
+        history.flush()
+        assert "Read-only" in history.status().error
+        add(history, [record(2)])
+        history.flush()
+        assert history.dropped == 2
+    end = time.monotonic() + 5
+    while not history.status().enabled and time.monotonic() < end:
+        time.sleep(0.01)
+    add(history, [record(3)])
+    assert ids(history.query(HistoryQuery())) == ["aaaaaaaa-3"]
+    assert history.dropped == 2
+    history.close()
+    assert "Read-only" in said[0]
