@@ -46,7 +46,9 @@ class Values:
         self.counts: array[int] | None = None
 
     def add(self, us: int) -> None:
-        """Take in one duration."""
+        """Take in one duration; what is none, a negative one, is not counted."""
+        if us < 0:
+            return
         if us > _MOST:
             us = _MOST
         self.count += 1

@@ -43,6 +43,20 @@ def test_quantiles_are_within_the_error(durations, parts):
         assert abs(found[name] - true) <= RELATIVE_ERROR * true + 0.5001
 
 
+@given(st.lists(st.integers(), max_size=100))
+def test_no_figure_stops_the_counting(figures):
+    stats = Stats(started_ns=NOW)
+    for us in figures:
+        figure = dict.fromkeys(("dns_us", "sockconn_us", "tls_us", "txn_resp_us"), us)
+        tcp = Tcp(bytes_sent=us, bytes_received=us)
+        stats.add(record(1, tcp=tcp, **figure), 1, NOW)
+        stats.add(record(2, tcp=tcp, **figure), None, NOW + us)
+    answer = stats.processes(StatsQuery(by="comm"), [], NOW)
+    assert counted(answer) == 2 * len(figures)
+    for row in answer.rows:
+        assert row["dns_us"]["count"] == sum(us >= 0 for us in figures)
+
+
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), max_size=200))
 def test_totals_are_exact_under_folding(events):
     stats = Stats(started_ns=NOW, max_processes=5, max_hosts=4)
