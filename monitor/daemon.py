@@ -33,6 +33,7 @@ from monitor.decode import (
     CONN_BYTES,
     ConnEvent,
     ConnFlag,
+    Event,
     ExecEvent,
     LookupEvent,
     Phase,
@@ -42,7 +43,7 @@ from monitor.decode import (
     decode_conn,
     peek_conns,
 )
-from monitor.errors import DecodeError
+from monitor.faults import Faults
 from monitor.history import History
 from monitor.keep import Keep
 from monitor.kernel.identities import ProcIdentities
@@ -162,7 +163,7 @@ class Daemon:
     stop: _Stop
     records: int = 0
     lost: int = 0
-    undecodable: int = 0
+    faults: Faults = field(default_factory=lambda: Faults(say))
     _counted: dict[str, int] = field(default_factory=dict)
     _due: _Due = field(default_factory=_Due)
     _identities: ProcIdentities = field(init=False)
@@ -237,6 +238,7 @@ class Daemon:
             catch_up=self._catch_up,
             unseen=unseen,
             older=self._older,
+            faults=self.faults,
         )
         if self.options.serve is not None:
             self._serve(self.options.serve, opened)
@@ -296,25 +298,17 @@ class Daemon:
                 now_ns = time.monotonic_ns()
                 if end_ns is not None and now_ns >= end_ns:
                     break
-                idle = quiet >= _IDLE_AFTER and not self._view.deep_sessions
-                wait_s = _POLL_IDLE_S if idle else _POLL_BUSY_S
-                if end_ns is not None:
-                    wait_s = min(wait_s, (end_ns - now_ns) / 1e9)
-                deadline = self._core.deadline()
-                if deadline is not None:
-                    wait_s = min(wait_s, max(0.001, (deadline - now_ns) / 1e9))
-                watched_prober = self._watch_prober(poll, watched_prober)
-                ready = poll.poll(wait_s)
-                with self._lock:
-                    if any(fd == watched_prober for fd, _ in ready):
-                        self._prober.handle()
-                    quiet = 0 if self._read_ring() else quiet + 1
-                    now_ns = time.monotonic_ns()
-                    self._periodic(now_ns)
-                    self._pass_on()
-                    if not self.kernel.ring.stuck(now_ns):
-                        self._service.alive(now_ns)
-                watched_out = self._watch_out(poll, watched_out)
+                try:
+                    wait_s = self._wait_s(now_ns, end_ns, quiet)
+                    watched_prober = self._watch_prober(poll, watched_prober)
+                    ready = poll.poll(wait_s)
+                    heard = any(fd == watched_prober for fd, _ in ready)
+                    with self._lock:
+                        quiet = 0 if self._turn(prober_spoke=heard) else quiet + 1
+                    watched_out = self._watch_out(poll, watched_out)
+                except Exception as exc:  # noqa: BLE001 - the next turn may be well
+                    self.faults.note(exc)
+                    time.sleep(_POLL_BUSY_S)
         finally:
             poll.close()
         self._service.stopping()
@@ -358,38 +352,65 @@ class Daemon:
             poll.register(fd, select.EPOLLIN)
         return fd
 
+    def _wait_s(self, now_ns: int, end_ns: int | None, quiet: int) -> float:
+        idle = quiet >= _IDLE_AFTER and not self._view.deep_sessions
+        wait_s = _POLL_IDLE_S if idle else _POLL_BUSY_S
+        if end_ns is not None:
+            wait_s = min(wait_s, (end_ns - now_ns) / 1e9)
+        deadline = self._core.deadline()
+        if deadline is not None:
+            wait_s = min(wait_s, max(0.001, (deadline - now_ns) / 1e9))
+        return wait_s
+
+    def _turn(self, *, prober_spoke: bool) -> bool:
+        """Take in what has come and do what is due; whether anything had come."""
+        if prober_spoke:
+            self.faults.guard(self._prober.handle)
+        found = self._read_ring()
+        now_ns = time.monotonic_ns()
+        self._periodic(now_ns)
+        self._pass_on()
+        if not self.kernel.ring.stuck(now_ns):
+            self._service.alive(now_ns)
+        return found
+
     def _read_ring(self) -> bool:
         found = False
-        core = self._core
         for data in self.kernel.ring.read():
             found = True
             try:
                 event = decode(data)
-            except DecodeError:
-                self.undecodable += 1
+            except Exception as exc:  # noqa: BLE001 - it costs this event
+                self.faults.note(exc)
                 continue
             finally:
                 data.release()
-            if isinstance(event, ConnEvent):
-                self._note_start(event.pid, event.start_ns)
-                if self._older is not None:
-                    self._older.ended(event.cookie)
-                if self._view.deep_sessions is not None:
-                    self._view.deep_sessions.ended(event)
-                if event.flags & ConnFlag.SYNC_FAIL:
-                    event = self._with_errno(event)
-            elif isinstance(event, LookupEvent):
-                self._note_start(event.task.pid, event.task.start_ns)
-            elif isinstance(event, ExecEvent):
-                self._identities.learn(event)
-                if self._view.deep_sessions is not None:
-                    self._view.deep_sessions.executed(event.task.pid)
-            elif isinstance(event, PlainEvent):
-                if self._view.deep_sessions is not None:
-                    self._view.deep_sessions.plain(event)
-                continue
-            self._hand_out(core.feed(event))
+            try:
+                self._take_in(event)
+            except Exception as exc:  # noqa: BLE001 - likewise
+                self.faults.note(exc)
         return found
+
+    def _take_in(self, event: Event) -> None:
+        if isinstance(event, ConnEvent):
+            self._note_start(event.pid, event.start_ns)
+            if self._older is not None:
+                self._older.ended(event.cookie)
+            if self._view.deep_sessions is not None:
+                self._view.deep_sessions.ended(event)
+            if event.flags & ConnFlag.SYNC_FAIL:
+                event = self._with_errno(event)
+        elif isinstance(event, LookupEvent):
+            self._note_start(event.task.pid, event.task.start_ns)
+        elif isinstance(event, ExecEvent):
+            self._identities.learn(event)
+            if self._view.deep_sessions is not None:
+                self._view.deep_sessions.executed(event.task.pid)
+        elif isinstance(event, PlainEvent):
+            if self._view.deep_sessions is not None:
+                self._view.deep_sessions.plain(event)
+            return
+        self._hand_out(self._core.feed(event))
 
     def _hand_out(self, records: list[Record]) -> None:
         if not records:
@@ -398,17 +419,23 @@ class Daemon:
         streaming = self._server is not None and self._server.streaming
         for record in records:
             self.records += 1
-            if self.options.live or record.state != "open":
-                self.out.write(record)
-            if record.state != "open":
-                start_ns = self._starts.get(record.pid) if record.pid is not None else None
-                self._keep.add(
-                    record,
-                    self._view.process_start_ns(start_ns) if start_ns is not None else None,
-                    now_ns,
-                )
-            if streaming and self._server is not None:
-                self._server.publish(record)
+            try:
+                self._hand_on(record, now_ns)
+                if streaming and self._server is not None:
+                    self._server.publish(record)
+            except Exception as exc:  # noqa: BLE001 - it costs this record
+                self.faults.note(exc)
+
+    def _hand_on(self, record: Record, now_ns: int) -> None:
+        if self.options.live or record.state != "open":
+            self.out.write(record)
+        if record.state != "open":
+            start_ns = self._starts.get(record.pid) if record.pid is not None else None
+            self._keep.add(
+                record,
+                self._view.process_start_ns(start_ns) if start_ns is not None else None,
+                now_ns,
+            )
 
     def _pass_on(self) -> None:
         self.out.flush()
@@ -451,10 +478,10 @@ class Daemon:
         deadline = self._core.deadline()
         if (deadline is not None and deadline <= now_ns) or now_ns >= due.snapshot_ns:
             wanted = deadline is not None or self._core.wants_snapshot()
-            if wanted or now_ns >= due.full_snapshot_ns:
-                self._snapshot(now_ns)
-                due.full_snapshot_ns = now_ns + _FULL_SNAPSHOT_NS
             due.snapshot_ns = now_ns + _SNAPSHOT_NS
+            if wanted or now_ns >= due.full_snapshot_ns:
+                due.full_snapshot_ns = now_ns + _FULL_SNAPSHOT_NS
+                self.faults.guard(lambda: self._snapshot(now_ns))
         if now_ns >= due.counters_ns:
             self._count_lost(now_ns)
             due.counters_ns = now_ns + _COUNTERS_NS
@@ -462,10 +489,11 @@ class Daemon:
             self._set_clock()
             due.clock_ns = now_ns + _CLOCK_NS
         if self._view.deep_sessions is not None:
-            self._view.deep_sessions.tick(now_ns)
+            sessions = self._view.deep_sessions
+            self.faults.guard(lambda: sessions.tick(now_ns))
         if now_ns >= due.sweep_ns:
-            self._prober.sweep(now_ns)
             due.sweep_ns = now_ns + _SWEEP_NS
+            self.faults.guard(lambda: self._prober.sweep(now_ns))
 
     def _snapshot(self, now_ns: int) -> None:
         wanted: list[tuple[int, bytes]] = []
@@ -513,8 +541,8 @@ class Daemon:
     def _drain(self) -> None:
         """What is in the ring and in the correlator still becomes records."""
         self._read_ring()
-        self._snapshot(time.monotonic_ns())
-        self._hand_out(self._core.finish())
+        self.faults.guard(lambda: self._snapshot(time.monotonic_ns()))
+        self.faults.guard(lambda: self._hand_out(self._core.finish()))
         self._count_lost(time.monotonic_ns())
         self.out.flush()
         if self.lost:

@@ -20,6 +20,7 @@ from monitor.api.answer import to_json
 from monitor.api.parameters import Filters, ParameterError
 from monitor.correlate import Clock, Correlator
 from monitor.decode import peek_keys
+from monitor.faults import Faults
 from monitor.keep import Keep
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.prober import Prober
@@ -73,6 +74,7 @@ class View:
     server: Server | None = None
     older: Older | None = None
     deep_sessions: Deep | None = None
+    faults: Faults | None = None
     _open: OpenNow = field(init=False)
     _boot_offset_ns: int = field(init=False)
     _boot: str = field(init=False)
@@ -324,6 +326,7 @@ class View:
             ],
             "lost": lost if sees_all else None,
             "lost_total": sum(lost.values()) if sees_all else None,
+            "faults": (self.faults.count if self.faults is not None else 0) if sees_all else None,
             "records": records if sees_all else None,
             "open": opened,
             "history": self._history_status(sees_all),

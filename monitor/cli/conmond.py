@@ -193,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, form = _parse(arguments)
     # Only now, so that --help and a wrong flag answer at once.
     from monitor.cli.output import open_sink
+    from monitor.faults import place_of
 
     try:
         from monitor import daemon
@@ -204,18 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as exc:  # noqa: BLE001 - a defect of ours: one sentence, with its place
-        say(f"internal error, please report it: {_place(exc)}: {type(exc).__name__}: {exc}")
+        say(f"internal error, please report it: {place_of(exc)}: {type(exc).__name__}: {exc}")
     return EXIT_FAILED
-
-
-def _place(exc: BaseException) -> str:
-    trace = exc.__traceback__
-    places = []
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return " > ".join(places)
 
 
 if __name__ == "__main__":

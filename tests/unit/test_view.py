@@ -52,7 +52,7 @@ def asked(view, open_record=None, cookie=0x4D):
     """A view whose map has one socket."""
     return View(
         lock=view.lock, kernel=None, core=SimpleNamespace(facts=SimpleNamespace(boot=BOOT)),
-        identities=None, libraries=None, clock=None, keep=view.keep, started_ns=NOW,
+        identities=None, prober=None, clock=None, keep=view.keep, started_ns=NOW,
         catch_up=lambda: None, unseen=[],
     ), SimpleNamespace(
         find=lambda wanted: 1 if open_record is not None and wanted == cookie else None,
@@ -90,7 +90,6 @@ def test_two_deep_looks_that_begin_at_once_are_of_one_keeper(view, monkeypatch):
 
     monkeypatch.setattr("monitor.deep.Deep", Slow)
     answers, _ = asked(view)
-    answers.libraries = SimpleNamespace(return_probes=True)
     threads = [threading.Thread(target=answers.deep, args=(pid, None, 1, 1)) for pid in range(4)]
     for thread in threads:
         thread.start()

@@ -236,6 +236,8 @@ def _kept_lines(answer: dict[str, Any]) -> Iterator[str]:
     for fill in answer["maps"]:
         yield f"map {name(fill['name'])}: {fill['entries']} of {fill['max_entries']}"
     lost = {kind: number for kind, number in answer["lost"].items() if number}
+    if answer.get("faults"):
+        yield f"internal errors: {answer['faults']}; conmond's log says where"
     yield "lost: " + (", ".join(f"{n} {name(kind)}" for kind, n in lost.items()) or "nothing")
     history = answer["history"]
     if history is None:
