@@ -500,6 +500,7 @@ class Daemon:
         others = []
         stuck = []
         wants = self._core.wants
+        self._core.begin_snapshot()
         for batch in self.kernel.connection_batches():
             for i, fields in enumerate(peek_conns(batch)):
                 start_ns, _, _, _, pid, ppid, _, _, sk, _, connect_ns, established_ns, phase = (

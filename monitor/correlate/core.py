@@ -29,7 +29,7 @@ from typing import Final
 
 from conmon.names import AI_NUMERICHOST
 from conmon.record import Record, Tcp
-from monitor.correlate.attempts import Group, Held, Trial, belongs, group_of, trial_of
+from monitor.correlate.attempts import Held, HeldAttempts, Trial, group_of, trial_of
 from monitor.correlate.build import Clock, Facts, lookup_record, record_of
 from monitor.correlate.dns_wire import DnsTable
 from monitor.correlate.failed import FailedLookups
@@ -131,10 +131,13 @@ class Correlator:
         self._dns = DnsTable()
         self._hellos = HelloTable()
         self._sockets = Sockets()
+        self._ended_meanwhile: set[Key] | None = None
+        # the kernel hands an end over first, and takes its entry out of the map then
+        self._ended_last: deque[Key] = deque(maxlen=64)
         self.plain = TurnTable()
         """What TLS libraries were seen to read and write, where somebody asked for that."""
         self._open: dict[Key, _Open] = {}
-        self._held: OrderedDict[Group, Held] = OrderedDict()
+        self._held = HeldAttempts(most=MAX_HELD)
         self._deferred: list[ConnEvent] = []
         self._failed_lookups = FailedLookups(most=MAX_HELD)
         self._parents: OrderedDict[int, int] = OrderedDict()
@@ -173,7 +176,7 @@ class Correlator:
 
     def deadline(self) -> int | None:
         """When a snapshot is wanted at the latest; None if nothing waits for one."""
-        times = [held.deadline_ns for held in self._held.values()]
+        times = list(self._held.deadlines_ns())
         times += [conn.end_ns + DEFERRED_HOLD_NS for conn in self._deferred]
         for failing_ns in (self._failed_lookups.deadline_ns(), self._dns.deadline_ns()):
             if failing_ns is not None:
@@ -208,6 +211,10 @@ class Correlator:
         """Whether an open connection is remembered: snapshots must tell that it is there."""
         return key in self._open
 
+    def begin_snapshot(self) -> None:
+        """The map is about to be read for :meth:`snapshot`: what ends from now on may be in it."""
+        self._ended_meanwhile = set(self._ended_last)
+
     def snapshot(
         self, conns: Iterable[ConnEvent], *, others: Iterable[Key] = (), now_ns: int
     ) -> list[Record]:
@@ -220,6 +227,9 @@ class Correlator:
                 it :meth:`knows`.
         """
         self._lookup_since_snapshot = False
+        ended, self._ended_meanwhile = self._ended_meanwhile, None
+        if ended:
+            conns = (conn for conn in conns if (conn.sk, conn.connect_ns) not in ended)
         current = set(others)
         answered: list[ConnEvent] = []
         records = self._settle_in_order(self._unsettled(conns, current, answered))
@@ -291,8 +301,7 @@ class Correlator:
     def finish(self) -> list[Record]:
         """Settle everything that waits, because the monitor ends."""
         records = self._settle_in_order([])
-        for group in list(self._held):
-            records.append(self._failed_record(self._held.pop(group)))
+        records += [self._failed_record(held) for held in self._held.clear()]
         records += [self._lookup_failed(lookup) for lookup in self._failed_lookups]
         self._failed_lookups.clear()
         return records
@@ -340,6 +349,9 @@ class Correlator:
     def _conn_ended(self, conn: ConnEvent) -> list[Record]:
         opened = self._open.pop((conn.sk, conn.connect_ns), None)
         self._sockets.ended(conn)
+        self._ended_last.append((conn.sk, conn.connect_ns))
+        if self._ended_meanwhile is not None:
+            self._ended_meanwhile.add((conn.sk, conn.connect_ns))
         if conn.flags & ConnFlag.INBOUND:
             return [self._record(conn, None, ())]
         if opened is not None and opened.joined:
@@ -395,34 +407,12 @@ class Correlator:
             return self._hold(conn, join)
         if join is not None:
             join.took(_key(conn), established=True)
-            earlier = [*earlier, *self._take_attempts(conn, join)]
+            earlier = [*earlier, *self._held.take(conn, join)]
         return [self._record(conn, join, tuple(earlier))]
 
     def _hold(self, conn: ConnEvent, join: Join) -> list[Record]:
-        group = group_of(conn, join)
-        held = self._held.get(group)
-        if held is None:
-            held = self._held[group] = Held(join, [], 0)
-        held.conns.append(conn)
-        held.deadline_ns = conn.end_ns + HOLD_NS
-        if len(self._held) > MAX_HELD:
-            _, oldest = self._held.popitem(last=False)
-            return [self._failed_record(oldest)]
-        return []
-
-    def _take_attempts(self, winner: ConnEvent | Trial, join: Join) -> list[ConnEvent]:
-        """The failed attempts that led to this connection."""
-        if not self._held:
-            return []
-        group = group_of(winner, join)
-        held = self._held.get(group)
-        if held is None:
-            return []
-        taken = [conn for conn in held.conns if belongs(conn, winner)]
-        held.conns = [conn for conn in held.conns if not belongs(conn, winner)]
-        if not held.conns:
-            del self._held[group]
-        return taken
+        oldest = self._held.hold(conn, join, conn.end_ns + HOLD_NS)
+        return [self._failed_record(oldest)] if oldest is not None else []
 
     def _failed_record(self, held: Held) -> Record:
         *earlier, last = sorted(held.conns, key=lambda conn: conn.end_ns)
@@ -529,7 +519,7 @@ class Correlator:
             return
         for opened in self._open.values():
             if opened.join is not None and opened.trial.established_ns:
-                opened.earlier += tuple(self._take_attempts(opened.trial, opened.join))
+                opened.earlier += tuple(self._held.take(opened.trial, opened.join))
 
     def _expire(self, now_ns: int) -> list[Record]:
         records = []
@@ -542,14 +532,7 @@ class Correlator:
             if self._held
             else set()
         )
-        for group in list(self._held):
-            held = self._held[group]
-            if held.deadline_ns > now_ns:
-                continue
-            if group in trying:  # another address is being tried
-                held.deadline_ns = now_ns + HOLD_NS
-                continue
-            del self._held[group]
+        for held in self._held.due(now_ns, trying, HOLD_NS):
             records.append(self._failed_record(held))
         records += [self._lookup_failed(lookup) for lookup in self._failed_lookups.due(now_ns)]
         for lookup in self._dns.failures(now_ns):
@@ -581,7 +564,5 @@ class Correlator:
             self._lookups.forget(ended, at_ns)
             self._dns.forget(ended, at_ns)
         deadline = event.ts_ns + EXIT_HOLD_NS
-        for group, held in self._held.items():
-            if group[0] == event.pid and group[1] == event.start_ns:
-                held.deadline_ns = min(held.deadline_ns, deadline)
+        self._held.process_ended(process, deadline)
         self._failed_lookups.process_ended((event.pid, event.start_ns), deadline)

@@ -13,6 +13,7 @@ from tests.unit.events import (
     TIMED_OUT,
     UNREACHABLE,
     World,
+    at,
     client_hello,
     conn,
     ended,
@@ -283,6 +284,39 @@ def test_a_connection_that_left_without_its_event_is_counted_and_forgotten(world
     world.snapshot(60)
     assert world.core.vanished == 1
     assert len(world.core._open) == len(world.core._hellos) == 0
+
+
+def test_the_end_of_a_process_costs_its_own_attempts_alone(world: World) -> None:
+    processes = range(1000, 1100)
+    for pid in processes:
+        world.feed(lookup(0, NAME, V4, pid=pid), failed(10, V4, 20, err=REFUSED, pid=pid))
+    assert {group[0] for of in world.core._held._of_process.values() for group in of} == {
+        *processes
+    }
+    world.feed(process_exit(21, pid=1007))
+    first = only(world.snapshot(21 + core_module.EXIT_HOLD_NS / MS))
+    assert first.pid == 1007
+    assert len(world.snapshot(21 + HOLD_MS)) == 99
+    assert not world.core._held._of_process and not len(world.core._held)
+
+
+@pytest.mark.parametrize("end_while_reading", [True, False])
+def test_the_live_view_shows_no_connection_as_open_that_was_told_to_have_ended(
+    end_while_reading,
+) -> None:
+    world = World(live=True)
+    opened = conn(0, "192.0.2.1", first_resp_ns=at(50))
+    closed = ended(opened, 60)
+    if not end_while_reading:  # its entry goes a moment after its event comes
+        assert only(world.feed(closed)).state == "closed"
+    world.core.begin_snapshot()
+    if end_while_reading:
+        assert only(world.feed(closed)).state == "closed"
+    assert world.snapshot(70, opened) == []
+    assert not world.core.knows((opened.sk, opened.connect_ns))
+    again = conn(100, "192.0.2.1", first_resp_ns=at(150), sk=opened.sk)
+    world.core.begin_snapshot()
+    assert only(world.snapshot(170, again)).state == "open"
 
 
 def test_the_live_view_shows_a_connection_once_and_again_at_its_end() -> None:
