@@ -74,7 +74,7 @@ def attempt_of(conn: ConnEvent, first_ns: int, *, won_elsewhere: bool = False) -
     raddr = address_text(conn.family, conn.raddr)
     offset_us = max(0, conn.connect_ns - first_ns) // 1000
     if conn.established_ns:
-        us = (conn.established_ns - conn.connect_ns) // 1000
+        us = _span((conn.established_ns - conn.connect_ns) // 1000)
         return Attempt(raddr, conn.rport, us, offset_us, "ok", None)
     if conn.phase in (Phase.SYN_SENT, Phase.CALLING):  # not decided yet
         return Attempt(raddr, conn.rport, None, offset_us, None, None)
@@ -84,7 +84,7 @@ def attempt_of(conn: ConnEvent, first_ns: int, *, won_elsewhere: bool = False) -
         return Attempt(
             raddr, conn.rport, None, offset_us, attempt_result(errno) if errno else "failed", errno
         )
-    us = (conn.end_ns - conn.connect_ns) // 1000
+    us = _span((conn.end_ns - conn.connect_ns) // 1000)
     if conn.sk_err:
         errno = errno_name(conn.sk_err)
         return Attempt(raddr, conn.rport, us, offset_us, attempt_result(errno), errno)
@@ -92,6 +92,11 @@ def attempt_of(conn: ConnEvent, first_ns: int, *, won_elsewhere: bool = False) -
         conn.retransmits > 0 or conn.end_ns - conn.connect_ns >= SILENT_PEER_NS
     )
     return Attempt(raddr, conn.rport, us, offset_us, "timeout" if silent else "abandoned", None)
+
+
+# Something that ended before it began is two things, and how long either took is not known.
+def _span(us: int | None) -> int | None:
+    return us if us is not None and us >= 0 else None
 
 
 # What an attempt without an errno of its own says in the record's ``error``.
@@ -169,8 +174,8 @@ def record_of(
     if lookup:
         host, host_source = lookup.name, "lookup"
         answered_ns = lookup.end_before(first_ns)
-        dns_us = (answered_ns - lookup.start_ns) // 1000
-        age_us = (connect_ns - lookup.end_before(connect_ns)) // 1000
+        dns_us = _span((answered_ns - lookup.start_ns) // 1000)
+        age_us = _span((connect_ns - lookup.end_before(connect_ns)) // 1000)
         if first_ns - answered_ns < CACHED_NS:
             start_ns = min(first_ns, lookup.start_ns)
 
@@ -224,19 +229,19 @@ def record_of(
         dns_age_us=age_us,
         dns_match=join.match if join else None,
         sockconn_us=(
-            (established - connect_ns) // 1000
+            _span((established - connect_ns) // 1000)
             if established and not datagrams and not inbound
             else None
         ),
         attempts=() if datagrams or inbound else attempts,
-        tls_us=exchange.tls_us,
+        tls_us=_span(exchange.tls_us),
         tls=tls,
-        txn_resp_us=request_us,
-        greeting_us=exchange.greeting_us,
+        txn_resp_us=_span(request_us),
+        greeting_us=_span(exchange.greeting_us),
         turns=exchange.turns,
         prot_specific=exchange.prot_specific,
         tcp=(tcp_of(conn) if end_ns else tcp) if established else None,
-        duration_us=(end_ns - connect_ns) // 1000 if end_ns else None,
+        duration_us=_span((end_ns - connect_ns) // 1000) if end_ns else None,
         error=error,
         lost_before=lost,
     )
@@ -282,7 +287,7 @@ def lookup_record(lookup: Lookup, *, facts: Facts, clock: Clock, who: Identity) 
         host=lookup.name,
         host_source="lookup",
         dns=(),
-        dns_us=(lookup.end_ns - lookup.start_ns) // 1000 if lookup.end_seen else None,
+        dns_us=_span((lookup.end_ns - lookup.start_ns) // 1000) if lookup.end_seen else None,
         dns_disp=dns_disposition(lookup.ret, lookup.hint_flags),
         dns_source=lookup.source,
         error=eai_name(lookup.ret),

@@ -6,10 +6,12 @@ import json
 import struct
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monitor.correlate import Clock
 from monitor.correlate.sockets import MAX_SOCKETS
-from monitor.decode import ConnFlag, Library, Phase
+from monitor.decode import ConnEvent, ConnFlag, Library, Phase
 from tests.unit.events import (
     MS,
     RESET,
@@ -132,6 +134,20 @@ def test_an_interim_answer_alone_is_no_status(interim) -> None:
     assert record_of(connection).prot_specific == {  # and the record keeps to the schema
         "protocol": "http", "method": "PUT", "version": "1.1",
     }  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_no_duration_is_below_nothing_whatever_the_kernel_says(data) -> None:
+    times = [name for name in ConnEvent._fields if name.endswith("_ns")]
+    given_ns = {
+        name: data.draw(st.sampled_from((0, 1, 999, 5 * 10**9, 6 * 10**9))) for name in times
+    }
+    flags = data.draw(st.integers(0, (1 << 16) - 1))
+    phase = data.draw(st.sampled_from((Phase.FAILED, Phase.CLOSED)))
+    made = conn(0)._replace(**given_ns, flags=flags, phase=phase)
+    for record in (*World().feed(made), *World().finish()):  # World holds them to the schema
+        assert record.id
 
 
 def test_a_socket_without_a_cookie_has_an_id_all_the_same() -> None:
