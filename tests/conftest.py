@@ -90,10 +90,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Unit tests measure processor time and those of conmonctl top wait for an idle process, so they run
-# before the lab has threads and its daemon records what floods; the tests over all records run
-# after the clients that made them.
+# before the lab has threads and its daemon records what floods; the zoo begins without any daemon;
+# the tests over all records run after the clients that made them.
 _TESTS = Path(__file__).parent
-_ORDER = ("unit", "kernel", "systems", "lab", "clients", "vm")
+_ORDER = ("unit", "zoo", "kernel", "systems", "lab", "clients", "vm")
 _OVER_ALL_RECORDS = "test_records_of_the_session.py"
 
 
