@@ -49,6 +49,7 @@ class Species:
         code: its exit code.
         mute: it does not say itself whether it was probed.
         needs: programs that must be installed.
+        notices: how it notices a probe all the same; docs/harmless.md says so too.
         lacks: why it cannot run here, or None.
     """
 
@@ -60,6 +61,7 @@ class Species:
     code: int = 0
     mute: bool = False
     needs: tuple[str, ...] = ()
+    notices: str | None = None
     lacks: Callable[[], str | None] = field(default=lambda: None)
 
 
@@ -151,6 +153,13 @@ BUILDS: dict[str, Build] = {
     "trap_handler": Build(source="trap_handler.c", argv=(*C, "-mno-red-zone"), lacks=_not_x86),
     "replaced-old": Build(source="replaced.c", argv=(*C, "-DOLD"), lacks=_not_x86),
     "replaced-new": Build(source="replaced.c", argv=C, lacks=_not_x86),
+    "many_threads": Build(source="many_threads.c", argv=C),
+    "no_room": Build(source="no_room.c", argv=C),
+    "write_in_place": Build(source="write_in_place.c", argv=C),
+    "waiting": Build(source="waiting.c", argv=C),
+    "own_text": Build(source="own_text.c", argv=C),
+    "moved_text": Build(source="moved_text.c", argv=C),
+    "hooked": Build(source="hooked.c", argv=C, lacks=_not_x86),
     "Threads.class": Build(source="threads.java", argv=("javac", "-d", "BUILT", "SOURCE")),
 }  # fmt: skip
 # what must be there before what
@@ -236,6 +245,7 @@ SPECIES: tuple[Species, ...] = (
     ),
     _binary("other_probe", "counted 300\n", LOOKUP),
     _binary("trap_handler", "5 breakpoints, many steps, 0 failed\n", LOOKUP),
+    _binary("many_threads", "800 good, child 5\n", LOOKUP),
     # Compilers, sandboxes and limits
     Species(
         name="sanitized",
@@ -249,6 +259,7 @@ SPECIES: tuple[Species, ...] = (
     _binary("seccomp_strict", NAME * 5 + "filter 0\nstrict 0\n", LOOKUP),
     _binary("shadow_stack", "warm.zoo.test 0 127.0.0.1\n" + TALK + NAME + TALK, LOOKUP),
     _binary("confined", f"0\n0\n0\n{NAME}", LOOKUP),
+    _binary("no_room", "ended 23\n", LOOKUP),
     _script("shells", PLAIN * 3, LOOKUP, "plain"),
     # Other ways to be linked and loaded
     Species(
@@ -290,6 +301,13 @@ SPECIES: tuple[Species, ...] = (
         f"{NAME}{TALK}no group\n0 111\nno namespace\n{PLAIN}exit 0\nno group\n",
         OPENSSL | LOOKUP, "inside", "plain", "numeric",
     ),
+    _script(
+        "overwritten_otherwise",
+        "old ok\nnew ok\npiece 0\nold ok\nnew ok\nmapping 0\nold ok\nnew ok\nlink 0\n", LOOKUP,
+        "replaced-old", "replaced-new", "write_in_place",
+    ),
+    _script("overlaid", f"{PLAIN}exit 0\n{PLAIN}exit 0\nunmounted\n", LOOKUP, "plain", mute=True),
+    _script("init_killed", f"killed\n{PLAIN}", LOOKUP, "plain", "waiting"),
     # Run times of other languages
     _script("golang", "[4] malformed HTTP response\n", LOOKUP, mute=True, needs=("hey",)),
     Species(
@@ -307,5 +325,13 @@ SPECIES: tuple[Species, ...] = (
         probes=LOOKUP,
         mute=True,
         needs=("node",),
+    ),
+    # What can be noticed
+    _binary(
+        "own_text", "0 bytes differ\n", LOOKUP, notices="text in memory is compared with its file",
+    ),
+    _binary("moved_text", NAME, LOOKUP, notices="text is copied, with the breakpoint in it"),
+    _binary(
+        "hooked", "hooked 100, sum 5650\n", LOOKUP, notices="a function's first bytes are copied",
     ),
 )  # fmt: skip
