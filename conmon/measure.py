@@ -264,6 +264,7 @@ class Measurement:
         error = self.error
         if error is None and self.failed and last is not None:
             error = last.error or _RESULT_ERROR.get(last.result or "")
+        txn_resp_us = _us(self.first_tx_ns, self.response_ns)
         who = _process()
         return Record(
             id=self._id(),
@@ -305,7 +306,8 @@ class Measurement:
             ),
             tls_us=tls_us,
             tls=self.tls,
-            txn_resp_us=_us(self.first_tx_ns, self.response_ns),
+            txn_resp_us=txn_resp_us,
+            txn_source="plain" if txn_resp_us is not None else None,
             greeting_us=greeting,
             turns=turns,
             prot_specific=self.protocol or self._parsed(),

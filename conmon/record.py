@@ -112,6 +112,7 @@ class Record(NamedTuple):
     tls_us: int | None = None
     tls: Tls | None = None
     txn_resp_us: int | None = None
+    txn_source: str | None = None  # plain records h2_records
     greeting_us: int | None = None
     turns: Turns | None = None
     prot_specific: dict[str, Any] | None = None  # protocol resp method version
@@ -418,6 +419,7 @@ _RECORD_READERS: dict[str, _Reader] = {
     "tls_us": _MAYBE_COUNT,
     "tls": _or_null(_object(Tls, _TLS_READERS)),
     "txn_resp_us": _MAYBE_COUNT,
+    "txn_source": _MAYBE_TEXT,
     "greeting_us": _MAYBE_COUNT,
     "turns": _or_null(_object(Turns, _TURNS_READERS, required=("count",))),
     "prot_specific": _or_null(_object(dict, _PROT_SPECIFIC_READERS, required=("protocol",))),

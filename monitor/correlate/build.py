@@ -237,6 +237,7 @@ def record_of(
         tls_us=_span(exchange.tls_us),
         tls=tls,
         txn_resp_us=_span(request_us),
+        txn_source=exchange.source,
         greeting_us=_span(exchange.greeting_us),
         turns=exchange.turns,
         prot_specific=exchange.prot_specific,

@@ -30,17 +30,19 @@ _LIBRARIES: Final[dict[int, str]] = {
 
 
 class Exchange(NamedTuple):
-    """As the record's keys of the same names; ``response_us`` is its ``txn_resp_us``."""
+    """As the record's keys of the same names; ``response_us`` is its ``txn_resp_us``, and
+    ``source`` its ``txn_source``."""
 
     tls: Tls | None = None
     tls_us: int | None = None
     response_us: int | None = None
+    source: str | None = None
     greeting_us: int | None = None
     turns: Turns | None = None
     prot_specific: dict[str, Any] | None = None
     error: str | None = None
     answered: bool = False
-    """Inside TLS, whether or not it is known when."""
+    """Inside TLS, or not to be told from HTTP/2's own frames; whether or not it is known when."""
 
 
 def exchange_of(
@@ -70,6 +72,7 @@ def exchange_of(
         prot = parse_heads(conn.tx_head[: conn.tx_head_len], conn.rx_head[: conn.rx_head_len])
     return Exchange(
         response_us=response_us,
+        source="plain" if response_us is not None else None,
         greeting_us=_greeting_us(conn),
         turns=Turns(conn.turn_count, conn.turn_sum_ns // 1000, conn.turn_max_ns // 1000),
         prot_specific=prot,
@@ -97,15 +100,19 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
     if greeting_us is None and wire.greeting_us is not None and inside:
         connecting_us = (conn.established_ns - conn.connect_ns) // 1000
         greeting_us = max(0, wire.greeting_us - connecting_us)
+    source = None
+    if response_us is not None:
+        source = "h2_records" if wire.h2_guess else "records"
     return Exchange(
         tls=view.tls,
         tls_us=view.us,
         response_us=response_us,
+        source=source,
         greeting_us=greeting_us,
         turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
         prot_specific=plain,
         error=view.error,
-        answered=wire.turn_count > 0 or response_us is not None,
+        answered=wire.turn_count > 0 or response_us is not None or wire.unsettled,
     )
 
 
@@ -113,7 +120,9 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
 # counted since. That turn begins with the first packet sent after the last one received, which may
 # be long after the request and need not begin a record; so None where it is not known exactly.
 def _answered_late_us(conn: ConnEvent, wire: Wire, request_us: int) -> int | None:
-    if conn.turn_count != 1 or wire.turn_count or not wire.turns_timed or wire.h2_guess:
+    if conn.turn_count != 1 or wire.turn_count or not wire.turns_timed:
+        return None
+    if wire.h2_guess or wire.unsettled:
         return None
     if conn.flags & (ConnFlag.TLS_LATE | ConnFlag.RX_GAP | ConnFlag.TX_GAP):
         return None
@@ -157,7 +166,12 @@ def _http2(conn: ConnEvent, hellos: Hellos) -> Exchange:
             sum(seen.turns_us) + conn.turn_sum_ns // 1000,
             max((*seen.turns_us, conn.turn_max_ns // 1000)),
         )
-    return Exchange(response_us=response_us, turns=turns, prot_specific=seen.prot_specific())
+    return Exchange(
+        response_us=response_us,
+        source="plain" if response_us is not None else None,
+        turns=turns,
+        prot_specific=seen.prot_specific(),
+    )
 
 
 # What follows the handshake is encrypted, and which datagram answers which is not to be seen.
@@ -211,7 +225,17 @@ def _wire_of(conn: ConnEvent, hellos: Hellos | None) -> Wire:
         gap_tx=bool(flags & ConnFlag.TX_GAP),
         alert_tx=_alert(conn.alert_tx),
         alert_rx=_alert(conn.alert_rx),
+        path_us=_path_us(conn),
     )
+
+
+# The shortest round trip of its packets that is known; None of an accepted connection, whose
+# packets take none.
+def _path_us(conn: ConnEvent) -> int | None:
+    if conn.flags & ConnFlag.INBOUND or not conn.established_ns:
+        return None
+    connecting_us = (conn.established_ns - conn.connect_ns) // 1000
+    return min(connecting_us, conn.rtt_us or connecting_us)
 
 
 def _alert(seen: int) -> int | None:
@@ -316,7 +340,7 @@ def _given_up(waited_ns: int) -> tuple[str, str]:
 
 def _tls_turns(conn: ConnEvent, wire: Wire) -> Turns | None:
     """The log's turns, and those that the kernel counted once the log was full."""
-    if not wire.turns_timed:
+    if wire.unsettled or not wire.turns_timed:
         return None
     count = wire.turn_count + conn.turn_count
     total = wire.turn_sum_us + conn.turn_sum_ns // 1000

@@ -24,21 +24,14 @@ real stacks' flights are recorded in tests/data/tls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from conmon.ciphers import CIPHER_NAMES
 from monitor.wire.alerts import CERTIFICATE_ALERTS, alert_name
 from monitor.wire.hello import ClientHello, ServerHello
-from monitor.wire.turns import (
-    JAVA_PADDING,
-    LATE_US,
-    TICKET_SLACK_US,
-    After,
-    Record,
-    Turns,
-    find_turns,
-)
+from monitor.wire.records import JAVA_PADDING, LATE_US, After, Record, Turns
+from monitor.wire.turns import TICKET_SLACK_US, find_turns
 
 __all__ = ["ENCRYPTED_ALERT", "Record", "Result", "Side", "Wire", "analyze"]
 
@@ -49,6 +42,7 @@ ENCRYPTED_ALERT = 254
 """Stands for the description of an alert that was sent encrypted."""
 
 _CCS = 20
+_ALERT = 21
 _HANDSHAKE = 22
 _DATA = 23
 
@@ -81,6 +75,7 @@ class Wire:
     something was asked or the server said something, tickets too, be it as late.
     ``ticket_limit_us``: by then session tickets have come, where they look like data. ``h2_guess``:
     the lengths look like HTTP/2, and its SETTINGS were not taken for an answer.
+    ``unsettled``: there may have been an answer, but not to be told which record it was.
     """
 
     hello_us: int | None = None
@@ -103,6 +98,7 @@ class Wire:
     turn_sum_us: int = 0
     turn_max_us: int = 0
     turns_timed: bool = True
+    unsettled: bool = False
     spoke: bool = False
 
 
@@ -127,6 +123,7 @@ def analyze(
     gap_tx: bool,
     alert_tx: int | None,
     alert_rx: int | None,
+    path_us: int | None = None,
 ) -> Wire:
     """Find handshake, first request and turns in the record log of one connection.
 
@@ -137,6 +134,7 @@ def analyze(
         gap_rx, gap_tx: records of that direction are missing.
         alert_tx, alert_rx: description of the first alert sent and received, in the clear;
             ENCRYPTED_ALERT for one that was not; None for none.
+        path_us: the shortest round trip that TCP had.
     Returns:
         Times in microseconds on the log's clock.
     """
@@ -169,7 +167,10 @@ def analyze(
 
     turns = Turns()
     if stages.after is not None:
-        turns = find_turns(stages.after, client, server)
+        after = stages.after
+        if path_us is not None:
+            after = replace(after, least_trip_us=min(after.trip_us, path_us))
+        turns = find_turns(after, client, server)
     version = None
     if server is not None:
         version = server.version
@@ -196,6 +197,7 @@ def analyze(
         turn_sum_us=turns.sum_us,
         turn_max_us=turns.max_us,
         turns_timed=turns.timed,
+        unsettled=turns.unsettled,
         spoke=bool(turns.tickets) or turns.request_us is not None or turns.greeting_us is not None,
     )
 
@@ -257,7 +259,14 @@ def _stages_12(log: Sequence[Record], server: ServerHello | None) -> _Stages:
             overhead = 24  # explicit nonce 8, tag 16
         elif "_CHACHA20_" in name or name.endswith("_CCM_8"):
             overhead = 16
-        stages.after = After(data=data, tx_overhead=overhead, rx_overhead=overhead)
+        reply_us = next((r[0] for r in log if r[2] == _HANDSHAKE and r[3]), log[0][0])
+        stages.after = After(
+            data=data,
+            tx_overhead=overhead,
+            rx_overhead=overhead,
+            trip_us=reply_us - log[0][0],
+            left_us=next((r[0] for r in reversed(log) if r[2] == _ALERT and not r[3]), None),
+        )
     return stages
 
 
@@ -359,6 +368,7 @@ def _stages_13(
         ticket_limit_us=log[end][0] + 2 * (trip_us or 0) + TICKET_SLACK_US,
         certificate=certificate,
         finished=finished,
+        left_us=next((r[0] for r in reversed(data) if not r[3] and r[1] == tx_overhead + 2), None),
     )
     return stages
 

@@ -7,30 +7,22 @@ By record lengths, times and directions alone. In TLS 1.3 some of that data is n
   own in front of the answer. The answer follows. If nothing else comes before the client's
   next request, that flight was the answer, except where its form leaves no doubt.
 - Closing alerts are two bytes long.
-- HTTP/2 exchanges SETTINGS before anything is answered. They have few possible lengths.
+- HTTP/2's own frames pass both ways: h2_records.py.
 
-Sources: RFC 8446 sections 4.6.1 and 6; RFC 9113 sections 3.4, 6.5 and 6.9. The lengths of real
-servers' tickets are recorded in tests/data/tls.
+Sources: RFC 8446 sections 4.6.1 and 6. The lengths of real servers' tickets are recorded in
+tests/data/tls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import replace
 
+from monitor.wire.h2_records import SAME_US, First, first_turn, later_turns
 from monitor.wire.hello import ClientHello, ServerHello
+from monitor.wire.records import JAVA_PADDING, After, Record, Turns
 
-__all__ = ["JAVA_PADDING", "LATE_US", "TICKET_SLACK_US", "After", "Record", "Turns", "find_turns"]
-
-Record = tuple[int, int, int, bool, bool]
-"""One TLS record start: at_us, length field, content type, received, first in its packet."""
-
-LATE_US = 0xFFFFFFFF
-"""What the log says of this time and of any later one."""
-
-JAVA_PADDING = 16
-"""Bytes that Java adds to every TLS 1.3 record."""
+__all__ = ["TICKET_SLACK_US", "find_turns"]
 
 TICKET_SLACK_US = 10_000
 """What a busy server may take to check a Finished and write a ticket, over the round trip."""
@@ -54,20 +46,8 @@ _FULL_RECORD = 16384
 # nonce 1 to 33, ticket length 2, extensions 2 to 10.
 _TICKET_FRAMING = range(17, 61)
 
-# HTTP/2 frames before the first answer. SETTINGS: 9 + 6 for each of up to 8 settings, perhaps
-# with WINDOW_UPDATE (13) or an acknowledgement (9) in the same record.
-_SETTINGS = frozenset(9 + 6 * n + more for n in range(9) for more in (0, 9, 13, 22))
-# The client's preface is 24 bytes before its SETTINGS; with more than 6 settings it would be
-# taken for a request, which comes to the same when the request follows at once.
-_PREFACE_ONLY = 24
-_PREFACE = frozenset(24 + 9 + 6 * n + more for n in range(7) for more in (0, 13)) | {24}
-# Acknowledgement or an empty DATA 9, WINDOW_UPDATE or RST_STREAM 13, PING or GOAWAY 17; and up to
-# three of them in one record.
-_CONTROL = frozenset((9, 13, 17))
-_CONTROLS = frozenset(sum(more) for n in (1, 2, 3) for more in combinations(3 * (9, 13, 17), n))
-_SETTINGS_ACK = 9
-_EMPTY = frozenset((9,))
-_PRELUDE = _SETTINGS | _CONTROL
+# Up to TLS 1.2, of the ciphers that HTTP/2 allows: GCM and CCM, ChaCha20 and CCM_8.
+_OVERHEADS = (24, 16)
 
 # RFC 8446 section 4.6.3: type, length, and whether the other side is to do it too.
 _KEY_UPDATE = 5
@@ -78,113 +58,106 @@ _VERIFY = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class After:
-    """Application data records, in order of time, that follow a handshake (or early data).
-
-    ``*_overhead`` is a record's length less the plaintext in it, 0 where that varies;
-    ``rx_may_pad``: or JAVA_PADDING more. ``trip_us``: what a round trip takes at most, 0 where
-    that was not seen. ``ticket_limit_us``: by then session tickets have
-    come, if any do; None where they are not sent as data (up to TLS 1.2). ``certificate``: the
-    client sent one, which is then in its tickets. ``finished``: lengths of a record with nothing
-    but a Finished.
-    """
-
-    data: Sequence[Record]
-    tx_overhead: int
-    rx_overhead: int
-    rx_may_pad: bool = False
-    trip_us: int = 0
-    ticket_limit_us: int | None = None
-    certificate: bool = False
-    finished: Sequence[int] = ()
-
-
-@dataclass(slots=True)
-class Turns:
-    """What find_turns() found; the fields are those of handshake.Wire, but for times that are
-    LATE_US here."""
-
-    h2: bool = False
-    tickets: int | None = None
-    greeting_us: int | None = None
-    request_us: int | None = None
-    response_us: int | None = None
-    open_request_us: int | None = None
-    count: int = 0
-    sum_us: int = 0
-    max_us: int = 0
-    timed: bool = True
-
-    def ask(self, at_us: int) -> None:
-        """Something was sent: a request, or more of the one that is open."""
-        if self.open_request_us is None:
-            self.open_request_us = at_us
-        if self.request_us is None:
-            self.request_us = at_us
-
-    def answer(self, at_us: int) -> None:
-        """Something was received: an answer, if a request is open."""
-        if self.open_request_us is None:
-            return
-        took = max(at_us - self.open_request_us, 0)
-        self.open_request_us = None
-        if self.response_us is None:
-            self.response_us = at_us
-        self.count += 1
-        if at_us >= LATE_US:
-            self.timed = False
-            return
-        self.sum_us += took
-        self.max_us = max(self.max_us, took)
-
-
 def find_turns(after: After, client: ClientHello | None, server: ServerHello | None) -> Turns:
     """Find requests and answers among the application data records of one connection."""
     turns = Turns()
     data = _without_alerts(after)
     if not data:
         return turns
-    tx_over = after.tx_overhead
-    h2_possible = bool(tx_over) and _may_be_h2(after, client, server)
+    chosen = _chose_h2(after, client, server)
+    first: First | None = None
+    if chosen is not False:
+        if not after.tx_overhead and (client is not None or _speaks_h2(data, after)):
+            turns.h2 = True  # and no lengths to judge by
+            turns.unsettled = True
+            return turns
+        if after.tx_overhead:
+            first = first_turn(data, after, known=bool(chosen))
+    if first is None or (not first.certain and client is None):
+        _one_after_the_other(data, turns, after, client)
+        return turns
+    if not first.certain:
+        other = Turns()
+        _one_after_the_other(data, other, after, client)
+        if not first.unsettled and _agree(first, other, data):
+            return other
+        turns.request_us = other.request_us
+        turns.unsettled = True
+        return turns
+    _streams(data, first, turns, after)
+    return turns
 
-    # Acknowledging SETTINGS is never a request, and would split flights.
-    acked = False
-    if h2_possible:
-        kept = [r for r in data if r[3] or r[1] - tx_over != _SETTINGS_ACK]
-        acked = len(kept) < len(data)
-        data = kept
 
+# Whether HTTP/2 was chosen; None where it was offered and the server's choice is not to be seen.
+def _chose_h2(after: After, client: ClientHello | None, server: ServerHello | None) -> bool | None:
+    if after.ticket_limit_us is None and server is not None and not server.truncated:
+        return server.alpn == "h2"
+    if client is None:
+        return None
+    if "h2" not in client.alpn:
+        return None if client.truncated and not client.alpn else False
+    return True if len(client.alpn) == 1 else None
+
+
+# Whether this is HTTP/2, of whose TLS (up to 1.2) nothing is known.
+def _speaks_h2(data: Sequence[Record], after: After) -> bool:
+    for overhead in _OVERHEADS:
+        tried = replace(after, tx_overhead=overhead, rx_overhead=overhead)
+        first = first_turn(data, tried, known=False)
+        if first is not None and first.certain:
+            return True
+    return False
+
+
+# Whether HTTP/2 and HTTP/1.1 tell the same of these records.
+def _agree(first: First, other: Turns, data: Sequence[Record]) -> bool:
+    if first.answer is None or first.request is None:
+        return False
+    if other.response_us is None or other.request_us is None:
+        return False
+    asked_us, answered_us = data[first.request][0], data[first.answer][0]
+    return (
+        abs(asked_us - other.request_us) <= SAME_US
+        and abs(answered_us - other.response_us) <= SAME_US
+    )
+
+
+def _streams(data: Sequence[Record], first: First, turns: Turns, after: After) -> None:
+    turns.h2 = True
+    if after.ticket_limit_us is not None:
+        turns.tickets = len(first.tickets)
+    if first.request is None:
+        return
+    turns.ask(data[first.request][0])
+    if first.unsettled:
+        turns.unsettled = True
+        return
+    if first.answer is not None:
+        turns.answer(data[first.answer][0])
+        later_turns(data[first.answer + 1 :], turns, after)
+
+
+def _one_after_the_other(
+    data: Sequence[Record], turns: Turns, after: After, client: ClientHello | None
+) -> None:
     first = 0  # the first record sent
     while first < len(data) and data[first][3]:
         first += 1
-    skip = _tickets(data, first, after, client, h2_possible)
+    skip = _tickets(data, first, after, client)
     if after.ticket_limit_us is not None:
         turns.tickets = len(skip)
-
-    if server is not None and server.alpn is not None:
-        turns.h2 = server.alpn == "h2"
-    if h2_possible:
-        _skip_preludes(data, first, skip, turns, after, acked)
-
     if client is not None and client.post_handshake_auth:
         _skip_late_certificate(data, skip, after)
-
-    for index, (at, length, _, _, _) in enumerate(data[:first]):
-        if index not in skip and not (h2_possible and _holds(_PRELUDE, length, after)):
+    for index, (at, *_) in enumerate(data[:first]):
+        if index not in skip:
             turns.greeting_us = at
             break
     left = [
         record
         for index, record in enumerate(data)
-        if index not in skip
-        and not (not turns.h2 and not record[3] and _is_key_update(data, index, skip, after))
+        if index not in skip and not (not record[3] and _is_key_update(data, index, skip, after))
     ]
-    if turns.h2:
-        _read_streams(left, turns, after)
-    else:
-        _read_turns(left, turns)
-    return turns
+    _read_turns(left, turns)
 
 
 def _read_turns(data: Sequence[Record], turns: Turns) -> None:
@@ -193,45 +166,6 @@ def _read_turns(data: Sequence[Record], turns: Turns) -> None:
             turns.ask(at)
         else:
             turns.answer(at)
-
-
-# HTTP/2's control frames go both ways at any time, and the fields of a request or an answer that
-# was made before take no more bytes than they. So what is as long as one control frame, or as
-# several, is a request or an answer only where nothing better is there.
-def _read_streams(data: Sequence[Record], turns: Turns, after: After) -> None:
-    maybe_asked: int | None = None
-    maybe_answered: int | None = None
-    complete = False  # what may be the answer has been followed by an empty frame, its end
-    for at, length, _, rx, _ in data:
-        if not rx:
-            if length - after.tx_overhead not in _CONTROLS:
-                if maybe_answered is not None:
-                    turns.answer(maybe_answered)
-                    maybe_answered = None
-                turns.ask(at)
-                complete = False
-            elif length - after.tx_overhead != _SETTINGS_ACK:
-                if complete and maybe_answered is not None:
-                    turns.answer(maybe_answered)
-                    maybe_answered, complete = None, False
-                maybe_asked = at
-            continue
-        one = _holds(_CONTROL, length, after)
-        since_us = at - maybe_asked if maybe_asked is not None else -1
-        if not one and turns.open_request_us is None and maybe_asked is not None and at >= LATE_US:
-            turns.timed = False  # whether that was a request is not to be told
-        # sooner than a round trip it is more of the answer before
-        if not one and turns.open_request_us is None and since_us >= after.trip_us:
-            turns.ask(at - since_us)
-        if one:
-            complete = complete or _holds(_EMPTY, length, after)
-        elif not _holds(_CONTROLS, length, after):
-            turns.answer(at)
-            maybe_answered = maybe_asked = None
-        elif maybe_answered is None and turns.open_request_us is not None:
-            maybe_answered, complete = at, False
-    if maybe_answered is not None:
-        turns.answer(maybe_answered)
 
 
 # A server may want a certificate for what was asked (RFC 8446 section 4.6.2): wanting it is no
@@ -293,7 +227,6 @@ def _tickets(
     first: int,
     after: After,
     client: ClientHello | None,
-    h2_possible: bool,
 ) -> set[int]:
     limit = after.ticket_limit_us
     if limit is None:
@@ -334,7 +267,7 @@ def _tickets(
         if begin + run < end or data[begin + run - 1][0] <= latest:
             return set(range(begin, begin + run))
         return set()
-    if at > limit or (h2_possible and _holds(_SETTINGS, length, after)):
+    if at > limit:
         return set()
     if (
         begin + (2 if begin else 1) < end
@@ -386,45 +319,3 @@ def _is_body(data: Sequence[Record], begin: int, end: int) -> bool:
 def _as_long_as_the_one_used(length: int, after: After, client: ClientHello | None) -> bool:
     used = client.psk_identity_len if client is not None else None
     return used is not None and length - after.rx_overhead - used in _TICKET_FRAMING
-
-
-def _may_be_h2(after: After, client: ClientHello | None, server: ServerHello | None) -> bool:
-    if after.ticket_limit_us is None and server is not None and not server.truncated:
-        return server.alpn == "h2"
-    return client is not None and "h2" in client.alpn
-
-
-# Judge whether this is HTTP/2, and if so skip the client's preface and the server's SETTINGS.
-def _skip_preludes(
-    data: Sequence[Record],
-    first: int,
-    skip: set[int],
-    turns: Turns,
-    after: After,
-    acked: bool,
-) -> None:
-    heard = next((i for i, r in enumerate(data) if r[3] and i not in skip), None)
-    settings = heard is not None and _holds(_SETTINGS, data[heard][1], after)
-    tx_over = after.tx_overhead
-    preface = first < len(data) and data[first][1] - tx_over in _PREFACE
-    last = first  # of the records that are preface and SETTINGS; hyper (Rust) sends two
-    if preface and data[first][1] - tx_over == _PREFACE_ONLY:
-        for record in data[first + 1 : first + 2]:
-            last += not record[3] and record[1] - tx_over in _SETTINGS
-    # The request is its own record if one follows before anything that could be the answer.
-    followed = False
-    for index in range(last + 1, len(data)):
-        if not data[index][3]:
-            followed = data[index][1] - tx_over not in _CONTROLS
-            if followed:
-                break
-        elif index not in skip and not (
-            (index == heard and settings) or _holds(_CONTROLS, data[index][1], after)
-        ):
-            break
-    turns.h2 = turns.h2 or (settings and (acked or preface)) or (preface and followed)
-    if turns.h2:
-        if settings and heard is not None:
-            skip.add(heard)
-        if preface and followed:
-            skip.update((first, last))

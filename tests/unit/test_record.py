@@ -26,8 +26,8 @@ KEYS = """
 v id start state role pid tid comm exe cmdline uid unit container container_pid netns host
 host_source laddr
 lport raddr rport family transport peer dns dns_us dns_disp dns_source dns_age_us dns_match
-sockconn_us attempts tls_us tls txn_resp_us greeting_us turns prot_specific tcp duration_us error
-lost_before
+sockconn_us attempts tls_us tls txn_resp_us txn_source greeting_us turns prot_specific tcp
+duration_us error lost_before
 """.split()  # noqa: SIM905
 
 # Every field another value, so that a swap shows.
@@ -80,6 +80,7 @@ FULL = Record(
         alert="close_notify",
     ),
     txn_resp_us=205,
+    txn_source="records",
     greeting_us=206,
     turns=Turns(count=7, sum_us=207, max_us=208),
     prot_specific={"protocol": "http", "resp": 404, "method": "GET", "version": "1.1"},

@@ -22,7 +22,7 @@ from monitor.decode import DnsEvent, HelloEvent, decode
 from monitor.wire import http2, quic
 from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
 from monitor.wire.hello import parse_client_hello, parse_server_hello
-from monitor.wire.turns import LATE_US
+from monitor.wire.records import LATE_US
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "tls"
 CAPTURES = [json.loads(path.read_text()) for path in sorted(DATA.glob("*.json"))]

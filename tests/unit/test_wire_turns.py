@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from monitor.wire.turns import LATE_US
+from monitor.wire.records import LATE_US
 from tests.unit.tls_log import CCS, CLIENT, H2, HS, RESUMED, RESUMING, SERVER, START, judge, rx, tx
 
 
