@@ -117,6 +117,79 @@ static __always_inline struct conn_event *new_conn(u64 sk)
 }
 
 /*
+ * What the socket was when it sent no SYN yet, in fields that have their use
+ * after that: by what has changed, on_unsent() tells how far connect() came.
+ */
+static __always_inline void note_before_syn(struct conn_event *c, u64 sk)
+{
+	c->tx_record = READ_FIELD(u32, sk, OFF_sock_sk_txhash);
+	c->rx_record = READ_FIELD(u32, sk, OFF_tcp_sock_segs_out);
+	c->rx_next = READ_FIELD(u32, sk, OFF_sock_sk_error_queue + OFF_sk_buff_head_qlen);
+}
+
+/* What decides a route besides the address: user space asks for one in the same way. */
+static __always_inline void read_route_key(struct conn_event *c, u64 sk)
+{
+	c->tx_record = READ_FIELD(u32, sk, OFF_sock_sk_mark);
+	c->rx_record = READ_FIELD(u32, sk, OFF_sock_common_skc_bound_dev_if);
+	c->lport = READ_FIELD(u16, sk, OFF_sock_common_skc_num);
+	if (c->family == AF_INET6)
+		read_kernel(c->laddr, 16, (char *)sk + OFF_sock_common_skc_v6_rcv_saddr);
+	else
+		read_kernel(c->laddr, 4, (char *)sk + OFF_sock_common_skc_rcv_saddr);
+}
+
+/*
+ * The newest ICMP error that the socket was told of while connect() had it
+ * locked: it ends nothing then, but wakes who waits. Who asks for SO_ERROR
+ * takes sk_err_soft away; the message stays (kernel commit 45af29ca761c, 6.0).
+ */
+static __always_inline u32 icmp_error(struct conn_event *c, u64 sk)
+{
+	u64 queue = sk + OFF_sock_sk_error_queue;
+	u64 ee = OFF_sk_buff_cb + OFF_sock_exterr_skb_ee;
+	u32 soft = READ_FIELD(u32, sk, OFF_sock_sk_err_soft);
+	u64 newest;
+	u8 origin;
+
+	if (soft || READ_FIELD(u32, queue, OFF_sk_buff_head_qlen) <= c->rx_next)
+		return soft;
+	newest = READ_FIELD(u64, queue, OFF_sk_buff_head_prev);
+	origin = READ_FIELD(u8, newest, ee + OFF_sock_extended_err_ee_origin);
+	if (origin != SO_EE_ORIGIN_ICMP && origin != SO_EE_ORIGIN_ICMP6)
+		return 0;
+	return READ_FIELD(u32, newest, ee + OFF_sock_extended_err_ee_errno);
+}
+
+/*
+ * SYN_SENT to CLOSE without sk_err: either connect() itself fails, which only
+ * its caller is told, or the program has left. As long as the call has not
+ * come through, struct socket is unconnected.
+ *
+ * tcp_v4_connect() and tcp_v6_connect() hash the socket, which picks a port
+ * and fails for want of one; then sk_txhash is drawn, a route with the ports
+ * looked up and the SYN sent, of which only ECONNREFUSED counts.
+ */
+static __always_inline void on_unsent(struct conn_event *c, u64 sk)
+{
+	u64 socket = READ_FIELD(u64, sk, OFF_sock_sk_socket);
+	bool inside = socket && READ_FIELD(u32, socket, OFF_socket_state) == SS_UNCONNECTED &&
+		      !READ_FIELD(u8, sk, OFF_sock_sk_shutdown);
+
+	if (!inside || c->flags & CONN_PACKETS) {
+		c->sk_err = icmp_error(c, sk);
+		return;
+	}
+	c->flags |= CONN_SYNC_FAIL;
+	if (READ_FIELD(u32, sk, OFF_sock_sk_txhash) == c->tx_record)
+		c->sk_err = EADDRNOTAVAIL;
+	else if (READ_FIELD(u32, sk, OFF_tcp_sock_segs_out) != c->rx_record)
+		c->sk_err = ECONNREFUSED;
+	else
+		read_route_key(c, sk);
+}
+
+/*
  * CLOSE to SYN_SENT runs in the thread that called connect(): the only
  * moment at which the caller is known.
  */
@@ -137,7 +210,9 @@ static __always_inline void on_syn_sent(u64 sk)
 	c->connect_ns = bpf_ktime_get_ns();
 	c->phase = PHASE_SYN_SENT;
 	c->tcp_state = TCP_SYN_SENT;
+	c->sk_err = 0;
 	read_endpoints(c, sk);
+	note_before_syn(c, sk);
 }
 
 /*
@@ -204,16 +279,50 @@ int sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (state == TCP_CLOSE_WAIT || state == TCP_CLOSING)
 		c->flags |= CONN_RX_FIN;
-	if (state == TCP_FIN_WAIT1)
+	if (state == TCP_FIN_WAIT1) {
 		c->flags |= CONN_LOCAL_CLOSE;
+		if (!(READ_FIELD(u8, sk, OFF_sock_sk_shutdown) & RCV_SHUTDOWN))
+			c->flags |= CONN_HALF_CLOSE;
+	}
 	if (state != TCP_CLOSE)
 		return 0;
 	c->sk_err = READ_FIELD(u32, sk, OFF_sock_sk_err);
+	if (!c->established_ns && !c->sk_err)
+		on_unsent(c, sk);
+	if (c->flags & CONN_HALF_CLOSE && !READ_FIELD(u64, sk, OFF_sock_sk_socket))
+		c->flags &= ~CONN_HALF_CLOSE; /* closed since */
 	if (!c->lport)
 		c->lport = swap16(READ_FIELD(u16, sk, OFF_inet_sock_inet_sport));
 	read_tcp_figures(c, sk);
 	end_conn(c, sk, c->established_ns ? PHASE_CLOSED : PHASE_FAILED);
 	return 0;
+}
+
+#ifdef HAVE_CGROUP_RETVAL
+static long (*const get_retval)(void) = (void *)186;
+#endif
+
+/* ::ffff:0:0/96; an IPv4 address has zeros there. */
+static __always_inline bool is_mapped(u8 *addr)
+{
+	u32 *word = (u32 *)addr;
+
+	return !word[0] && !word[1] && word[2] == 0xffff0000U;
+}
+
+/* connect() was noted and sent no SYN. */
+static __always_inline void end_call(struct conn_event *c, u64 sk)
+{
+	u32 index = READ_FIELD(u32, sk, OFF_sock_common_skc_bound_dev_if);
+
+	c->flags |= CONN_SYNC_FAIL;
+	/* ... of a link-local address's scope is bound before it can fail */
+	if (index)
+		c->rx_record = index;
+	if (!c->sk_err && is_mapped(c->raddr) &&
+	    READ_FIELD(u8, sk, OFF_sock_common_skc_ipv6only) & MASK_sock_common_skc_ipv6only)
+		c->sk_err = ENETUNREACH;
+	end_conn(c, sk, PHASE_FAILED);
 }
 
 /*
@@ -237,10 +346,8 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool v6)
 		end_conn(c, sk, PHASE_CLOSED); /* from now on it speaks to another peer */
 	if (ctx->protocol == IPPROTO_UDP)
 		return 1;
-	if (c && c->phase == PHASE_CALLING) {
-		c->flags |= CONN_SYNC_FAIL;
-		end_conn(c, sk, PHASE_FAILED);
-	}
+	if (c && c->phase == PHASE_CALLING)
+		end_call(c, sk);
 	c = new_conn(sk);
 	if (!c)
 		return 1;
@@ -258,6 +365,16 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool v6)
 	} else {
 		*(u32 *)c->raddr = ctx->user_ip4;
 	}
+	read_route_key(c, sk);
+	if (ctx->user_family != c->family)
+		c->sk_err = EAFNOSUPPORT;
+#ifdef HAVE_CGROUP_RETVAL
+	/* programs of cgroups further down ran before, and all run whatever one says */
+	long denied = get_retval();
+
+	if (denied < 0)
+		c->sk_err = -denied;
+#endif
 	return 1;
 }
 
@@ -298,8 +415,7 @@ int sock_release(struct bpf_sock *ctx)
 	if (c && c->flags & CONN_UDP) {
 		end_conn(c, sk, PHASE_CLOSED);
 	} else if (c && c->phase == PHASE_CALLING) {
-		c->flags |= CONN_SYNC_FAIL;
-		end_conn(c, sk, PHASE_FAILED);
+		end_call(c, sk);
 	}
 	return 1;
 }

@@ -86,7 +86,8 @@ enum conn_flag {
 	CONN_TLS = 1 << 4,    /* a ClientHello was sent */
 	CONN_RX_GAP = 1 << 5, /* records missed: loss or reordering while logging */
 	CONN_TX_GAP = 1 << 6,
-	CONN_SYNC_FAIL = 1 << 7,    /* connect() failed before a SYN; sk_err 0 = errno not known */
+	CONN_SYNC_FAIL = 1 << 7,    /* connect() failed within the call; sk_err 0 = errno not known,
+				  * and tx_record is the socket's mark, rx_record its interface */
 	CONN_PACKETS = 1 << 8,      /* packet hooks saw this socket: payload figures are meant */
 	CONN_SSL_RETURNED = 1 << 9, /* a handshake call was seen to return: ssl_ret is meant */
 	CONN_LOCAL_CLOSE = 1 << 10, /* this side closed or shut down first */
@@ -98,6 +99,9 @@ enum conn_flag {
 	CONN_INBOUND = 1 << 14, /* accepted: tx is what the peer sent, and connect_ns the
 				 * handshake's end here; task is who answered or closed */
 	CONN_H2 = 1 << 15,      /* HTTP/2 in the clear: the first bytes each way are handed over */
+	CONN_HALF_CLOSE = 1 << 16, /* with CONN_LOCAL_CLOSE: only its own direction was shut down,
+				    * and its program was still there at the end */
+	CONN_TX_LATE = 1 << 17,    /* more than a goodbye was sent after the peer's FIN */
 };
 
 enum tls_library {

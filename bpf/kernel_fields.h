@@ -17,6 +17,16 @@
 #define IPPROTO_UDP 17
 #define SOCK_STREAM 1
 
+#define EAFNOSUPPORT  97
+#define EADDRNOTAVAIL 99
+#define ENETUNREACH   101
+#define ECONNREFUSED  111
+
+#define SS_UNCONNECTED     1 /* struct socket's state */
+#define RCV_SHUTDOWN       1 /* sk_shutdown */
+#define SO_EE_ORIGIN_ICMP  2
+#define SO_EE_ORIGIN_ICMP6 3
+
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT    2
 #define TCP_SYN_RECV    3

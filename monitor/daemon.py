@@ -50,7 +50,7 @@ from monitor.kernel.identities import ProcIdentities
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.older import Older
 from monitor.kernel.prober import Prober
-from monitor.kernel.routes import connect_errno
+from monitor.kernel.routes import Way, connect_errno
 from monitor.options import Options, RecordSink, Serve
 from monitor.service import Service
 from monitor.stats import Stats
@@ -465,10 +465,17 @@ class Daemon:
             self._starts.popitem(last=False)
 
     def _with_errno(self, conn: ConnEvent) -> ConnEvent:
-        """The kernel saw that connect() failed; the routing table knows why."""
-        key = address_key(conn.family, conn.raddr)
-        family = 2 if len(key) == 4 else 10
-        errno = connect_errno(family, key, conn.netns, (conn.pid, conn.ppid))
+        """The kernel saw that connect() failed; where it did not say why, routes may."""
+        if conn.sk_err:
+            return conn
+        way = Way(
+            address_key(conn.family, conn.raddr),
+            conn.rport,
+            address_key(conn.family, conn.laddr),
+            conn.tx_record,
+            conn.rx_record,
+        )
+        errno = connect_errno(way, conn.netns, (conn.pid, conn.ppid))
         return conn._replace(sk_err=errno) if errno else conn
 
     def _periodic(self, now_ns: int) -> None:
@@ -526,7 +533,9 @@ class Daemon:
                 failed = conn._replace(
                     phase=Phase.FAILED, end_ns=now_ns, flags=conn.flags | ConnFlag.SYNC_FAIL
                 )
-                self._hand_out(self._core.feed(self._with_errno(failed)))
+                # the scope of a link-local address is known only when its socket goes
+                scopeless = conn.raddr[:2] == b"\xfe\x80" and not conn.rx_record
+                self._hand_out(self._core.feed(failed if scopeless else self._with_errno(failed)))
 
     def _count_lost(self, now_ns: int) -> None:
         counted = self.kernel.lost()

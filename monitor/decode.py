@@ -86,6 +86,8 @@ class ConnFlag:
     QUIC: Final = 1 << 13
     INBOUND: Final = 1 << 14
     H2: Final = 1 << 15
+    HALF_CLOSE: Final = 1 << 16
+    TX_LATE: Final = 1 << 17
 
 
 class RecordFlag:

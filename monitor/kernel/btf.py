@@ -128,6 +128,11 @@ class Btf:
         """Whether a struct or union of that name is defined (a mere declaration is none)."""
         return any(True for _ in self._structs(name))
 
+    def has_name(self, name: str) -> bool:
+        """Whether anything that the kernel describes, a function too, has that name."""
+        found = self._data.find(b"\0" + name.encode() + b"\0", self._strings, self._strings_end)
+        return found >= 0
+
     def field(self, struct_name: str, path: str) -> FieldOffset | None:
         """Find one field.
 

@@ -33,12 +33,19 @@ def _defines(kernel: btf.Btf) -> list[str]:
                     f"cannot read {struct_name}.{field}: this kernel's BTF has no such field, "
                     "which conmond needs"
                 )
-            flags.append(f"-DOFF_{struct_name}_{field.replace('.', '_')}={place.offset}")
+            name = f"{struct_name}_{field.replace('.', '_')}"
+            flags.append(f"-DOFF_{name}={place.offset}")
+            if place.bit_size is not None:
+                mask = ((1 << place.bit_size) - 1) << (place.bit_offset or 0)
+                flags.append(f"-DMASK_{name}={mask}")
     flags.append(f"-DLINUX_VERSION_CODE={version_code(os.uname().release)}")
     flags.append(f"-DPAGE_SIZE={os.sysconf('SC_PAGE_SIZE')}")
     # Allocation in every context came with bpf_mem_alloc (kernel commit 7c8199e24fa0, 6.1).
     if kernel.has_struct("bpf_mem_alloc"):
         flags.append("-DHAVE_BPF_MEM_ALLOC=1")
+    # bpf_get_retval() in a program at connect() (kernel commit dea6a4e17013, 6.1).
+    if kernel.has_name("cgroup_common_func_proto"):
+        flags.append("-DHAVE_CGROUP_RETVAL=1")
     return flags
 
 

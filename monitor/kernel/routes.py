@@ -1,50 +1,62 @@
-"""Why a connect() failed before it sent anything: the routing table is asked the same question.
+"""Why a connect() failed before it sent anything: a socket of our own is connected the same way.
 
-No hook that every kernel has shows connect()'s own result, but nearly all that fails there fails
-for want of a route, and the kernel answers RTM_GETROUTE with the errno that connect() returned.
-One message on a plain netlink socket: pyroute2 would take 22 MB of the daemon's 25
-(docs/dependencies.md).
+No hook that every kernel has shows connect()'s own result. But nearly all that fails there fails
+for want of a route or of an address to come from, and UDP's connect() looks for both as TCP's
+does, with the same errno, and sends nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import glob
 import os
 import socket
-import struct
 import threading
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["connect_errno"]
+__all__ = ["Way", "connect_errno"]
 
-_RTM_GETROUTE: Final = 26
-_NLM_F_REQUEST: Final = 1
-_NLMSG_ERROR: Final = 2
-_RTA_DST: Final = 1
-_RTA_OIF: Final = 4
 _CLONE_NEWNET: Final = 0x40000000
-_ANSWER_SECONDS: Final = 0.2
 _MOST_CANDIDATES: Final = 64
+_SO_BINDTOIFINDEX: Final = 62
+_IP_FREEBIND: Final = 15
+_IPV6_FREEBIND: Final = 78
+
+# What says more of our own socket than of the other: a policy on this process, no free UDP port.
+_OURS: Final = frozenset(
+    (errno.EPERM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def connect_errno(family: int, address: bytes, netns: int, pids: tuple[int, ...]) -> int | None:
-    """Ask the kernel for a route as connect() would.
+class Way(NamedTuple):
+    """What decides a route."""
+
+    address: bytes
+    """4 or 16 bytes, network order."""
+    port: int
+    source: bytes = b""
+    """That the socket was bound to; zeros or nothing: none."""
+    mark: int = 0
+    interface: int = 0
+
+
+def connect_errno(way: Way, netns: int, pids: tuple[int, ...]) -> int | None:
+    """Ask the kernel for a way as connect() would.
 
     Args:
-        family: AF_INET or AF_INET6.
-        address: 4 or 16 bytes, network order.
+        way: where to, and from where.
         netns: inode of the network namespace to ask in.
         pids: processes that may be in it.
     Returns:
-        The errno; 0 if there is a route, so that something else failed; None if that namespace
-        cannot be found or entered any more.
+        The errno; 0 if there is a way, so that something else failed; None if that namespace
+        cannot be found or entered any more, or the answer would be about this process.
     """
     if os.stat("/proc/self/ns/net").st_ino == netns:
-        return _ask(family, address)
+        return _ask(way)
     fd = _open_namespace(netns, pids)
     if fd is None:
         return None
@@ -52,7 +64,7 @@ def connect_errno(family: int, address: bytes, netns: int, pids: tuple[int, ...]
 
     def ask_there() -> None:  # a thread may be elsewhere than its process, and ends there
         if _libc.setns(fd, _CLONE_NEWNET) == 0:
-            answer[0] = _ask(family, address)
+            answer[0] = _ask(way)
 
     worker = threading.Thread(target=ask_there)
     worker.start()
@@ -73,25 +85,45 @@ def _open_namespace(netns: int, pids: tuple[int, ...]) -> int | None:
     return None
 
 
-def _ask(family: int, address: bytes) -> int | None:
-    rtattr = struct.pack("=HH", 4 + len(address), _RTA_DST) + address
-    rtmsg = struct.pack("=BBBBBBBBI", family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0)
-    body = rtmsg + rtattr
-    header = struct.pack("=IHHII", 16 + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, 1, 0)
+def _ask(way: Way) -> int | None:
+    narrow = len(way.address) == 4
+    if not narrow and way.address[0] == 0xFF:
+        return errno.ENETUNREACH  # TCP asks no further
+    found = _try(way, broadcast=True)
+    # TCP has no use for what goes to many
+    if found == 0 and narrow and (way.address[0] >> 4 == 0xE or _is_broadcast(way)):
+        return errno.ENETUNREACH
+    return None if found in _OURS else found
+
+
+def _is_broadcast(way: Way) -> bool:
+    return _try(way, broadcast=False) == errno.EACCES
+
+
+# broadcast: whether that is allowed; where it is not, it alone is EACCES.
+def _try(way: Way, *, broadcast: bool) -> int | None:
+    narrow = len(way.address) == 4
+    family = socket.AF_INET if narrow else socket.AF_INET6
+    text = socket.inet_ntop(family, way.address)
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
-            netlink.settimeout(_ANSWER_SECONDS)
-            netlink.send(header + body)
-            answer = netlink.recv(4096)
-    except OSError:
-        return None
-    if len(answer) < 20:
-        return None
-    kind, result = struct.unpack_from("=H", answer, 4)[0], struct.unpack_from("=i", answer, 16)[0]
-    if kind == _NLMSG_ERROR:
-        return -int(result)
-    if len(answer) > 23:
-        route_type = answer[16 + 7]
-        # unreachable, blackhole and prohibit routes of IPv6 come back as routes
-        return {6: 22, 7: 113, 8: 13}.get(route_type, 0)
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                if broadcast and narrow:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                if way.mark:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, way.mark)
+                if way.interface:
+                    sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, way.interface)
+                if any(way.source) and len(way.source) == len(way.address):
+                    if narrow:
+                        sock.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+                    else:
+                        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+                    source = socket.inet_ntop(family, way.source)
+                    sock.bind((source, 0) if narrow else (source, 0, 0, way.interface))
+            except OSError:
+                return None
+            sock.connect((text, way.port) if narrow else (text, way.port, 0, way.interface))
+    except OSError as exc:
+        return exc.errno
     return 0

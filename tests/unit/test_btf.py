@@ -107,6 +107,7 @@ def test_what_does_not_exist_is_left_out(blob: bytes) -> None:
     assert not Btf(blob).has_struct("u32"), "an int is no struct"
     assert not Btf(blob).has_struct("ock"), "the end of a name is not that name"
     assert not Btf(blob).has_struct("")
+    assert Btf(blob).has_name("u32") and not Btf(blob).has_name("ock")
 
 
 def test_of_two_structs_of_one_name_the_fitting_one_is_read(blob: bytes) -> None:
