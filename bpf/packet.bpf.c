@@ -27,6 +27,7 @@
 #define LATE_TLS_BYTES   256          /* sent before a ClientHello with no answer between: MySQL */
 #define HELLO_LEAST      40           /* bytes of a ClientHello's record: an alert has 2 */
 #define HTTP2_BYTES      2048         /* of each direction, for the first request's status */
+#define GOODBYE_MOST     100          /* GOAWAY and an alert take 63 to 85 */
 #define DNS_TURNS        256          /* of a TCP connection to port 53, whose bytes are kept */
 #define SSH_             0x2d485353U  /* "SSH-", little endian */
 #define MEMORY_BIO_NS    50000000ULL  /* from a library call's return to its bytes leaving */
@@ -452,6 +453,8 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 		return 1;
 	}
 	c->tx_next = part.seq + part.len;
+	if (c->flags & CONN_RX_FIN && part.len > GOODBYE_MOST)
+		c->flags |= CONN_TX_LATE;
 	if (!c->first_tx_ns)
 		c->first_tx_ns = now;
 	if (c->tx_head_len < HEAD_SHORT && (!c->tx_head_len || c->last_dir == DIR_TX)) {

@@ -79,7 +79,8 @@ class Daemon:
         timeout: seconds without a byte after which the daemon counts as unreachable.
 
     Filters, as keyword arguments: ``pid comm exe unit container uid host``, and for records
-    ``failed=True`` and ``slow="200ms"``. Without rights only the caller's own uid is seen.
+    ``failed=True``, ``unused=True`` and ``slow="200ms"``. Without rights only the caller's own uid
+    is seen.
 
     Every method raises :class:`DaemonUnreachable`, :class:`NotPermitted`, :class:`NotFound` or
     :class:`DaemonAnswerError`, all of which are :class:`DaemonError`.

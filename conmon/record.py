@@ -49,7 +49,7 @@ class Tls(NamedTuple):
     alpn: tuple[str, ...] | None = None  # what was offered; the one chosen where that was seen
     alpn_chosen: bool | None = None  # True: alpn holds the one chosen
     resumed: bool | None = None
-    result: str | None = None  # ok alert rejected closed reset timeout failed
+    result: str | None = None  # ok unused alert rejected closed reset timeout failed
     alert: str | None = None  # the RFC's name: "handshake_failure"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from .record import Record
+from .waits import waited_us
 from .words import count, duration, name, size, user
 
 __all__ = ["waterfall"]
@@ -83,6 +84,10 @@ def _bars(record: Record) -> Iterator[_Bar]:
         specific = record.prot_specific or {}
         note = name(str(specific["protocol"])) + f" {specific.get('resp')}" if specific else ""
         yield _Bar("response", at, record.txn_resp_us, note)
+    elif record.peer is not None and (record.tls is None or record.tls.result == "ok"):
+        waited = waited_us(record)
+        if waited is not None:
+            yield _Bar("response", at, waited, "none came")
 
 
 def _draw(bar: _Bar, end: int, slowest: int | None) -> str:

@@ -193,6 +193,7 @@ class View:
                     before=before,
                     order="oldest" if oldest_first else "newest",
                     failed=filters.failed,
+                    unused=filters.unused,
                     slow_us=filters.slow_us,
                     pid=filters.pid,
                     comm=filters.comm,

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 from conmon.names import COMM_BYTES, fits_exe, fold_host
 from conmon.record import Record
+from conmon.waits import waited_us
 from monitor.errors import MonitorError
 
 __all__ = [
@@ -43,7 +44,18 @@ _CURSOR: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
 _CURSOR_END: Final = 1 << 62  # likewise in monitor/history/query.py
 _LONGEST_NS: Final = 100 * 365 * _UNITS_NS["d"]
 
-FILTER_NAMES: Final = ("pid", "comm", "exe", "unit", "container", "uid", "host", "failed", "slow")
+FILTER_NAMES: Final = (
+    "pid",
+    "comm",
+    "exe",
+    "unit",
+    "container",
+    "uid",
+    "host",
+    "failed",
+    "unused",
+    "slow",
+)
 
 
 class ParameterError(MonitorError):
@@ -64,8 +76,10 @@ class Filters(NamedTuple):
     host: str | None = None
     """As :func:`conmon.names.fold_host` makes it."""
     failed: bool = False
+    unused: bool = False
+    """TLS was set up, and nothing asked."""
     slow_us: int | None = None
-    """A phase that took at least so long."""
+    """A phase that took at least so long, or a wait in vain."""
     uid_only: int | None = None
     """All that the asker may see; None: everything."""
 
@@ -102,14 +116,21 @@ class Filters(NamedTuple):
             and (self.uid is None or record.uid == self.uid)
             and (self.host is None or _is_host(self.host, record.host))
             and (not self.failed or record.state == "failed")
+            and (not self.unused or is_unused(record))
             and (self.slow_us is None or slowest_us(record) >= self.slow_us)
         )
 
 
+def is_unused(record: Record) -> bool:
+    """Whether TLS was set up, and nothing asked."""
+    return record.tls is not None and record.tls.result == "unused"
+
+
 def slowest_us(record: Record) -> int:
-    """The longest phase of a record; -1 where none is known."""
+    """The longest phase of a record, or its wait in vain; -1 where none is known."""
     phases = (
         record.dns_us, record.sockconn_us, record.tls_us, record.txn_resp_us, record.greeting_us,
+        waited_us(record),
     )  # fmt: skip
     return max((us for us in phases if us is not None), default=-1)
 
@@ -177,6 +198,7 @@ def parse_filters(given: Mapping[str, str], others: tuple[str, ...] = ()) -> Fil
         uid=_number("uid", given.get("uid"), 0xFFFF_FFFF),
         host=fold_host(given["host"]) if "host" in given else None,
         failed=flag(given, "failed"),
+        unused=flag(given, "unused"),
         slow_us=duration_ns("slow", given["slow"]) // 1000 if "slow" in given else None,
     )
 

@@ -173,7 +173,7 @@ class Routes:
         return parse_filters(given, others)._replace(uid_only=asker.uid_only)
 
     def _processes(self, given: dict[str, str], asker: Asker) -> Reply:
-        for name in ("failed", "slow"):
+        for name in ("failed", "unused", "slow"):
             if name in given:
                 raise ParameterError(f"{name} chooses records; /v1/processes counts them all")
         filters = self._filters(given, asker, "by", "since", "sort", "limit")

@@ -103,7 +103,15 @@ def make_parser() -> Parser:
     tail = command("tail", "records as connections end, until Ctrl-C", filters)
     tail.add_argument("--failed", action="store_true", help="failed ones alone")
     tail.add_argument(
-        "--slow", type=_duration, metavar="TIME", help="those with a phase of at least so long"
+        "--unused",
+        action="store_true",
+        help="those whose TLS was set up and that asked nothing (tls.result unused)",
+    )
+    tail.add_argument(
+        "--slow",
+        type=_duration,
+        metavar="TIME",
+        help="those with a phase of at least so long, or that waited so long in vain",
     )
     tail.add_argument("--since", type=_moment, metavar="TIME", help="first those that ended since")
     show = command("show", "one record, drawn as a waterfall")

@@ -56,6 +56,8 @@ ERRORS = {
     "ECONNRESET": "reset",
     "ECONNABORTED": "aborted",
     "EPIPE": "reset",
+    "ENODATA": "no answer",
+    "ECANCELED": "given up",
     "ENETUNREACH": "network unreachable",
     "EHOSTUNREACH": "host unreachable",
     "EADDRNOTAVAIL": "no local address left",
@@ -144,12 +146,14 @@ def _ending(record: Record) -> tuple[str, str]:
     if status is not None:
         colour = RED if status >= 500 else YELLOW if status >= 400 else ""
         return f"HTTP {status}", colour
+    if record.tls is not None and record.tls.result == "unused":
+        return "TLS: not used", ""
     return ("open", DIM) if record.state == "open" else ("ok", "")
 
 
 def _failure(record: Record) -> str:
     tls = record.tls
-    if tls is not None and tls.result not in ("ok", None):
+    if tls is not None and tls.result not in ("ok", "unused", None):
         if tls.alert is not None:
             return f"TLS: {tls.alert}"
         return TLS_RESULTS.get(tls.result, f"TLS: {tls.result}")
@@ -190,7 +194,7 @@ def _may_have_happened(record: Record) -> tuple[bool, bool, bool, bool]:
     accepted = record.role == "server"  # somebody else looked up and connected
     looked_up = record.dns_disp != 0 and record.dns_source != "literal" and not accepted
     by_packets = record.transport == "tcp" and not accepted
-    handshake = record.tls is not None and record.tls.result in ("ok", None)
+    handshake = record.tls is not None and record.tls.result in ("ok", "unused", None)
     asked = record.turns is None or record.turns.count > 0
     served = connected and record.state != "failed" and record.greeting_us is None
     return looked_up, connected and by_packets, handshake, asked and served

@@ -19,6 +19,7 @@ from conmon.names import (
     errno_name,
 )
 from conmon.record import Attempt, Record, Tcp
+from monitor.correlate.ending import ending_of
 from monitor.correlate.exchange import SILENT_PEER_NS, exchange_of
 from monitor.correlate.hellos import Hellos
 from monitor.correlate.identity import Identity
@@ -181,22 +182,13 @@ def record_of(
 
     exchange = exchange_of(conn, hellos, plain)
     tls, request_us = exchange.tls, exchange.response_us
-    error = error or exchange.error
     asked = sni_name(tls.sni) if host is None and tls is not None and tls.sni else None
     if asked is not None:
         host, host_source = asked, "sni"
 
-    state = "open"
-    if conn.phase == Phase.FAILED:
-        state = "failed"
-    elif conn.phase == Phase.CLOSED:
-        state = "failed" if error else "closed"
-        # once either side has said goodbye, a reset is only how the other one hangs up
-        if not error and conn.sk_err and not flags & (ConnFlag.LOCAL_CLOSE | ConnFlag.RX_FIN):
-            error = errno_name(conn.sk_err)
-            # broken off before any answer came: the connection served nothing
-            if not conn.first_rx_ns or (tls is not None and not exchange.answered):
-                state = "failed"
+    state = "failed"
+    if conn.phase != Phase.FAILED:
+        state, error = ending_of(conn, exchange)
 
     return Record(
         id=_record_id(facts, conn, again=again),

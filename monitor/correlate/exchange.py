@@ -8,17 +8,18 @@ from conmon.heads import parse_heads
 from conmon.names import errno_name
 from conmon.record import Tls, Turns
 from monitor.correlate.hellos import Hellos
+from monitor.correlate.unanswered import asks_inside, secured_in_vain_us, waited_in_vain_us
 from monitor.decode import ConnEvent, ConnFlag, Library, RecordFlag
 from monitor.wire.alerts import alert_name
 from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
 from monitor.wire.http2 import Http2
 from monitor.wire.quic import Quic
 
-__all__ = ["SILENT_PEER_NS", "Exchange", "exchange_of"]
+__all__ = ["SILENT_PEER_NS", "Exchange", "exchange_of", "given_up"]
 
 RECORD_LOG_MAX: Final = 32  # bpf/event.h
 MERGED_MOST: Final = 2048  # bpf/packet.bpf.c
-_DIR_RX: Final = 2  # bpf/event.h: last_dir
+_DIR_TX, _DIR_RX = 1, 2  # bpf/event.h: last_dir
 # A SYN that was never answered is sent again after a second. A process that gives up later than
 # this waited for a silent peer; one that gives up earlier changed its mind.
 SILENT_PEER_NS: Final = 900_000_000
@@ -43,6 +44,10 @@ class Exchange(NamedTuple):
     error: str | None = None
     answered: bool = False
     """Inside TLS, or not to be told from HTTP/2's own frames; whether or not it is known when."""
+    unanswered_us: int | None = None
+    """It ended so long after its first request, which had to be answered and was not."""
+    asking: bool = False
+    """At its end a request was open, or may have been one: more than a goodbye."""
 
 
 def exchange_of(
@@ -68,9 +73,13 @@ def exchange_of(
     if conn.first_tx_ns and conn.first_resp_ns:
         response_us = (conn.first_resp_ns - conn.first_tx_ns) // 1000
     prot = None
-    if conn.rx_head_len and not flags & ConnFlag.UDP:
+    waited_us = waited_in_vain_us(conn)
+    if (conn.rx_head_len or waited_us is not None) and not flags & ConnFlag.UDP:
         prot = parse_heads(conn.tx_head[: conn.tx_head_len], conn.rx_head[: conn.rx_head_len])
+    is_http = prot is not None and prot["protocol"] == "http"
     return Exchange(
+        unanswered_us=waited_us,
+        asking=bool(flags & ConnFlag.TX_LATE) or (is_http and conn.last_dir == _DIR_TX),
         response_us=response_us,
         source="plain" if response_us is not None else None,
         greeting_us=_greeting_us(conn),
@@ -109,10 +118,12 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
         response_us=response_us,
         source=source,
         greeting_us=greeting_us,
-        turns=_tls_turns(conn, wire) if view.tls.result == "ok" else None,
+        turns=_tls_turns(conn, wire) if view.tls.result in ("ok", "unused") else None,
         prot_specific=plain,
         error=view.error,
         answered=wire.turn_count > 0 or response_us is not None or wire.unsettled,
+        unanswered_us=secured_in_vain_us(conn, wire, view.tls),
+        asking=asks_inside(conn, wire, view.tls),
     )
 
 
@@ -189,7 +200,7 @@ def _quic(conn: ConnEvent, hellos: Hellos | None) -> Exchange:
         elif not conn.first_rx_ns and conn.sk_err:
             result, error = "failed", errno_name(conn.sk_err)
         elif not conn.first_rx_ns:
-            result, error = _given_up(conn.end_ns - conn.connect_ns)
+            result, error = given_up(conn.end_ns - conn.connect_ns)
         else:
             result, error = ("rejected" if seen.handshake_sent else "closed"), _EPROTO
     tls_us = None
@@ -276,6 +287,8 @@ def _tls_of(conn: ConnEvent, hellos: Hellos | None, wire: Wire) -> _TlsView:
     result, error = _tls_result(conn, wire)
     if result != "ok":
         us = None if result is not None else us
+    if result == "ok" and _unused(conn, wire):
+        result = "unused"
     tls = Tls(
         source=source,
         version=wire.version or (server.version if server else None),
@@ -283,11 +296,18 @@ def _tls_of(conn: ConnEvent, hellos: Hellos | None, wire: Wire) -> _TlsView:
         sni=client.sni if client else None,
         alpn=alpn,
         alpn_chosen=chosen,
-        resumed=wire.resumed if result == "ok" else None,
+        resumed=wire.resumed if result in ("ok", "unused") else None,
         result=result,
         alert=wire.alert if result in ("alert", "rejected") else None,
     )
     return _TlsView(tls, us, error)
+
+
+# Nothing was said once the handshake had ended, and nothing broke it off: the program turned down
+# what it learnt by it (many look at the certificate's name only then), or it was kept for later.
+def _unused(conn: ConnEvent, wire: Wire) -> bool:
+    cut_off = conn.sk_err and not conn.flags & (ConnFlag.LOCAL_CLOSE | ConnFlag.RX_FIN)
+    return bool(conn.end_ns) and wire.unused and not cut_off
 
 
 def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
@@ -328,11 +348,12 @@ def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:
     # This side gave up: on the server's certificate, without an alert, or on waiting for it.
     if wire.waiting_for == "client":
         return "rejected", _EPROTO
-    return _given_up(conn.end_ns - (conn.hello_ns or conn.connect_ns))
+    return given_up(conn.end_ns - (conn.hello_ns or conn.connect_ns))
 
 
-def _given_up(waited_ns: int) -> tuple[str, str]:
-    """What a handshake failed of that this side left while the other had to speak."""
+def given_up(waited_ns: int) -> tuple[str, str]:
+    """What failed that this side left while the other had to speak: a handshake's result, and the
+    errno name."""
     if waited_ns < SILENT_PEER_NS:
         return "failed", "ECANCELED"
     return "timeout", "ETIMEDOUT"

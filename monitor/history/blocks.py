@@ -40,6 +40,9 @@ _MOST_LOOSE: Final = 4 * BLOCK  # looked through for those too old; while more w
 KINDS: Final = {
     "failed": 1, "uid": 2, "comm": 3, "unit": 4, "host": 5, "container": 6, "pid": 7, "exe": 8,
 }  # fmt: skip
+# Values of the column "failed" besides 0: TLS that was set up and not used is no failure, but
+# looked for in the same way.
+FAILED, UNUSED = 1, 2
 
 
 # -- in -----------------------------------------------------------------------------------------

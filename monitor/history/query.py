@@ -19,7 +19,9 @@ from conmon.names import fits_exe
 from monitor.history.blocks import (
     ALL,
     BLOCK,
+    FAILED,
     KINDS,
+    UNUSED,
     at_least,
     first_loose,
     of_places,
@@ -47,6 +49,7 @@ class HistoryQuery:
     """``next`` of the page before."""
     order: str = "newest"
     failed: bool = False
+    unused: bool = False
     slow_us: int | None = None
     pid: int | None = None
     comm: str | None = None
@@ -320,8 +323,9 @@ def _conditions(query: HistoryQuery) -> list[_Condition]:
         found.append(_Condition("unit", "{0} IN (?, ?)", units))
     if query.comm is not None:
         found.append(_Condition("comm", "{0} = ?", (query.comm,)))
-    if query.failed:
-        found.append(_Condition("failed", "{0} = ?", (1,)))
+    for wanted, value in ((query.failed, FAILED), (query.unused, UNUSED)):
+        if wanted:
+            found.append(_Condition("failed", "{0} = ?", (value,)))
     for uid in (query.uid, query.uid_only):
         if uid is not None:
             found.append(_Condition("uid", "{0} = ?", (uid,)))

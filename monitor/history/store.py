@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from conmon.names import fold_host
 from conmon.record import Record
-from monitor.api.parameters import slowest_us
+from monitor.api.parameters import is_unused, slowest_us
 from monitor.errors import SourceError
 from monitor.history import blocks
 from monitor.history.place import Lock, Place, forget_broken
@@ -58,7 +58,7 @@ _FULL: Final = 0.95  # of the size allowed, where the oldest begin to go
 _Found = TypeVar("_Found")
 _Row = tuple[
     int, str | None, int | None, int | None, str | None, str | None, str | None, str | None,
-    bool, int, str | None,
+    int, int, str | None,
 ]  # fmt: skip
 """A row of the table ``record``, without its number."""
 _BROKEN: Final = (
@@ -163,7 +163,8 @@ class History:
             time.time_ns() // 1000, record.id, record.pid, record.uid, _storable(record.comm),
             _storable(record.unit), record.container,
             None if record.host is None else _storable(fold_host(record.host)),
-            record.state == "failed", min(slowest_us(record), _MOST_INTEGER),
+            blocks.FAILED if record.state == "failed" else blocks.UNUSED * is_unused(record),
+            min(slowest_us(record), _MOST_INTEGER),
             _storable(record.exe),
         )  # fmt: skip
         self._queue.append((row, body))

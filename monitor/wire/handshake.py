@@ -76,6 +76,8 @@ class Wire:
     ``ticket_limit_us``: by then session tickets have come, where they look like data. ``h2_guess``:
     the lengths look like HTTP/2, and its SETTINGS were not taken for an answer.
     ``unsettled``: there may have been an answer, but not to be told which record it was.
+    ``unused``: after the handshake nothing was sent but a closing alert, and nothing received but
+    tickets and that.
     """
 
     hello_us: int | None = None
@@ -100,6 +102,8 @@ class Wire:
     turns_timed: bool = True
     unsettled: bool = False
     spoke: bool = False
+    unused: bool = False
+    log_full: bool = False
 
 
 # Where the handshake ended and what came after, as both generations of the protocol leave it.
@@ -198,6 +202,14 @@ def analyze(
         turn_max_us=turns.max_us,
         turns_timed=turns.timed,
         unsettled=turns.unsettled,
+        unused=(
+            stages.after is not None
+            and stages.done_us is not None
+            and stages.early_data is None
+            and turns.quiet
+            and not (log_full or gap_rx or gap_tx)
+        ),
+        log_full=log_full,
         spoke=bool(turns.tickets) or turns.request_us is not None or turns.greeting_us is not None,
     )
 

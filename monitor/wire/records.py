@@ -45,9 +45,10 @@ class After:
 @dataclass(slots=True)
 class Turns:
     """What find_turns() found; the fields are those of handshake.Wire, but for times that are
-    LATE_US here."""
+    LATE_US here. ``quiet``: nothing was said but what needs no request."""
 
     h2: bool = False
+    quiet: bool = True
     tickets: int | None = None
     greeting_us: int | None = None
     request_us: int | None = None

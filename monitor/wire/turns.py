@@ -46,6 +46,8 @@ _FULL_RECORD = 16384
 # nonce 1 to 33, ticket length 2, extensions 2 to 10.
 _TICKET_FRAMING = range(17, 61)
 
+_HTTP = frozenset(("h2", "http/1.1", "http/1.0"))
+
 # Up to TLS 1.2, of the ciphers that HTTP/2 allows: GCM and CCM, ChaCha20 and CCM_8.
 _OVERHEADS = (24, 16)
 
@@ -64,6 +66,7 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
     data = _without_alerts(after)
     if not data:
         return turns
+    turns.quiet = _is_quiet(data, after, client)
     chosen = _chose_h2(after, client, server)
     first: First | None = None
     if chosen is not False:
@@ -86,6 +89,16 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
         return turns
     _streams(data, first, turns, after)
     return turns
+
+
+# Whether the client has said nothing, and the server nothing of its own accord: of HTTP there are
+# only SETTINGS, and words about the silence.
+def _is_quiet(data: Sequence[Record], after: After, client: ClientHello | None) -> bool:
+    if not all(record[3] for record in data):
+        return False
+    if client is not None and client.alpn and _HTTP.issuperset(client.alpn):
+        return True
+    return len(_tickets(data, len(data), after, client)) == len(data)
 
 
 # Whether HTTP/2 was chosen; None where it was offered and the server's choice is not to be seen.

@@ -251,15 +251,15 @@ def test_a_library_that_failed_outweighs_lengths_that_look_well() -> None:
     }  # fmt: skip
     whole = tls_record(**failed)
     assert whole.tls.result == "ok"  # a request was answered: the library's success was missed
-    log = FULL.log[: 8 * next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "ok")]
+    log = FULL.log[: 8 * next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "unused")]
     record = tls_record(log=log, log_len=len(log) // 8, **failed)
     assert (record.tls.result, record.tls.source) == ("rejected", "gnutls")
     assert (record.tls_us, record.state, record.error) == (None, "failed", "EPROTO")
     assert record.tls.resumed is None
     # and without a library's word the wire is all there is
-    assert tls_record(log=log, log_len=len(log) // 8).tls.result == "ok"
+    assert tls_record(log=log, log_len=len(log) // 8).tls.result == "unused"
     failed["flags"] = 0
-    assert tls_record(log=log, log_len=len(log) // 8, **failed).tls.result == "ok"
+    assert tls_record(log=log, log_len=len(log) // 8, **failed).tls.result == "unused"
 
 
 def test_a_library_whose_returns_are_not_seen_says_when_the_handshake_began() -> None:
@@ -285,12 +285,12 @@ def test_a_handshake_that_reading_finished_was_none_that_failed(said) -> None:
         "ssl": 1, "ssl_first_ns": 5 * MS, "ssl_library": int(Library.GNUTLS), "ssl_calls": 1,
         "flags": int(ConnFlag.SSL_RETURNED),
     }  # fmt: skip
-    end = next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "ok")
+    end = next(i for i in range(len(FULL.log) // 8) if ends_at(i) == "unused")
     log = FULL.log[: 8 * end]
     assert tls_record(log=log, log_len=end, **once).tls.result == "rejected"
     log += log_of(said)
     record = tls_record(log=log, log_len=len(log) // 8, **once)
-    assert (record.tls.result, record.state, record.error) == ("ok", "closed", None)
+    assert (record.tls.result, record.state, record.error) == ("unused", "closed", None)
     assert record.tls_us > 0
     # a refusal that only the server's alert tells is nothing that was said
     log = FULL.log[: 8 * end] + log_of([(61_000, 19, 23, True, True)])

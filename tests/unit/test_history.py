@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from conmon import Record
+from conmon.record import Record, Tls
 from monitor.cli.output import json_line
 from monitor.errors import SourceError
 from monitor.history import History, HistoryQuery, store
@@ -72,8 +72,10 @@ def test_every_record_comes_back_newest_first_page_by_page(history):
         ({"host": "h6.example"}, {6, 13, 20}),
         ({"host": "typed.example"}, {7, 8}),
         ({"uid_only": 1, "uid": 2}, set()),
-        ({"failed": True}, {4}),
-        ({"slow_us": 5000}, {9}),
+        ({"failed": True}, {4, 12}),
+        ({"unused": True}, {10}),
+        ({"unused": True, "failed": True}, set()),
+        ({"slow_us": 5000}, {9, 12}),
         ({"unit": "ssh"}, {2}),
         ({"container": "abc"}, {5}),
         ({"until_ns": 1}, set()),
@@ -89,6 +91,8 @@ def test_filters(history, query, wanted):
     records[9] = record(9, tls_us=5000)
     records[2] = record(2, unit="ssh.service", exe="/opt/a b/c2")
     records[3] = record(3, exe="/opt/a b/d")
+    records[10] = record(10, tls=Tls(source="wire", result="unused"))
+    records[12] = record(12, state="failed", error="ENODATA", sockconn_us=7, duration_us=5100)
     records[5] = record(5, container="abcdef")
     records[7], records[8] = record(7, host="Typed.example"), record(8, host="typed.EXAMPLE.")
     add(history, records)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conmon import Record
+from conmon.record import Attempt, Record, Tls
 from monitor.api.access import Asker
 from monitor.api.answer import Answer, Later, Stream
 from monitor.api.parameters import (
@@ -114,17 +114,37 @@ def test_filters_choose_records():
     ]
     for query in good:
         assert parse_filters(parse_query(query)).match(record), query
-    for query in bad:
+    for query in [*bad, "unused=1"]:
         assert not parse_filters(parse_query(query)).match(record), query
     assert not parse_filters({"exe": "*"}).match(record._replace(exe=None))
     with pytest.raises(ParameterError, match="more than 16"):
         parse_filters({"exe": "*a" * 17})
+    unused = record._replace(state="closed", tls=Tls(source="wire", result="unused"))
+    assert parse_filters({"unused": "1"}).match(unused)
+    assert not parse_filters({"failed": "1"}).match(unused)
     assert not parse_filters({})._replace(uid_only=3).match(record)
     typed = record._replace(host="Api.Example.")
     for host in ("api.example", "API.example", "Api.Example."):
         assert parse_filters({"host": host}).match(typed)
     assert not parse_filters({"host": "example"}).match(typed)
     assert not parse_filters({"host": "none"}).match(record._replace(host=None))
+
+
+def test_slow_finds_who_waited_in_vain():
+    """3 s, of which 20 ms were the connect: the rest brought no answer."""
+    slow, slower = parse_filters({"slow": "2.9s"}), parse_filters({"slow": "2.99s"})
+    vain = Record(
+        state="failed", error="ETIMEDOUT", peer="192.0.2.1", sockconn_us=20_000,
+        duration_us=3_000_000,
+    )  # fmt: skip
+    assert slow.match(vain) and not slower.match(vain)
+    assert not slow.match(vain._replace(state="closed", error=None))
+    silent = Attempt("192.0.2.1", 443, 2_900_000, 0, "timeout", "ETIMEDOUT")
+    unconnected = Record(
+        state="failed", duration_us=3_000_000, attempts=(silent, silent._replace(us=None))
+    )
+    assert slow.match(unconnected) and not slower.match(unconnected)
+    assert not slow.match(unconnected._replace(attempts=(silent._replace(us=None),)))
 
 
 class Nothing:

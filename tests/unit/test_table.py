@@ -169,6 +169,8 @@ def test_a_stage_without_a_figure_tells_not_done_from_not_known():
         ({"error": "EPROTO", "tls": Tls(result="closed")}, "TLS: closed in handshake"),
         ({"error": "ECONNRESET", "tls": Tls(result="reset")}, "TLS: reset in handshake"),
         ({"attempts": (Attempt(result="refused"),) * 2}, "refused (2 attempts)"),
+        ({"error": "ENODATA", "tls": Tls(result="ok")}, "no answer"),
+        ({"error": "ECANCELED"}, "given up"),
     ],
 )
 def test_a_failed_connection_says_why(change, words):
@@ -181,6 +183,7 @@ def test_a_failed_connection_says_why(change, words):
         ({}, "HTTP 200"),
         ({"prot_specific": None}, "ok"),
         ({"prot_specific": None, "state": "open"}, "open"),
+        ({"prot_specific": None, "tls": Tls(result="unused")}, "TLS: not used"),
         ({"error": "ECONNRESET"}, "reset"),
         ({"attempts": (Attempt(result="refused"), Attempt(result="ok"))}, "HTTP 200 +1 attempt"),
         (

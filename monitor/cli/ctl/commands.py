@@ -135,7 +135,7 @@ def conns(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
 
 def tail(daemon: conmon.Daemon, given: argparse.Namespace) -> int:
     """Records as connections end."""
-    chosen = _filters(given, "failed", "slow")
+    chosen = _filters(given, "failed", "unused", "slow")
     stream = daemon.stream_lines(**chosen)
     told: set[tuple[str | None, str | None]] = set()
     if given.since:

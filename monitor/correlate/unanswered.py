@@ -1,0 +1,88 @@
+"""Whether a request that had to be answered was not. Pure.
+
+Not known is no: of most protocols nobody can tell from outside whether the last thing said wanted
+an answer.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from conmon.heads import parse_heads
+from conmon.record import Tls
+from monitor.decode import ConnEvent, ConnFlag, RecordFlag
+from monitor.wire.handshake import Wire
+
+__all__ = ["asks_inside", "secured_in_vain_us", "waited_in_vain_us"]
+
+_HTTP_PROTOCOLS: Final = frozenset(("h2", "http/1.1", "http/1.0"))
+# A line that begins as a request does may be of something else, sent to who never answers (a log).
+_HTTP_METHODS: Final = frozenset((
+    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+    "PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH",
+))  # fmt: skip
+_DATA: Final = 23
+# A record that long holds more than a goodbye (LOGOUT, QUIT, GOAWAY), and the shortest of HTTP/1.1.
+_REQUEST_RECORD: Final = 44
+
+
+def waited_in_vain_us(conn: ConnEvent) -> int | None:
+    """Return how long a request in the clear was not answered; None where it was, or where it is
+    not certain that it had to be."""
+    flags = conn.flags
+    if not conn.end_ns or not conn.first_tx_ns or flags & ConnFlag.UDP:
+        return None
+    inbound = flags & ConnFlag.INBOUND
+    answered_bytes = conn.bytes_sent if inbound else conn.bytes_received
+    head = conn.rx_head[: conn.rx_head_len]
+    if answered_bytes > len(head) or (conn.first_rx_ns and not head):
+        return None
+    seen = parse_heads(conn.tx_head[: conn.tx_head_len], head)
+    if seen is None:
+        return None
+    if seen["protocol"] == "http":
+        # answered with a mere 100 Continue: the answer that counts was still to come
+        waits = not head or (head.endswith(b"\r\n\r\n") and "resp" not in seen)
+        if not waits or ("method" in seen and seen["method"] not in _HTTP_METHODS):
+            return None
+    elif head:
+        return None
+    return (conn.end_ns - conn.first_tx_ns) // 1000
+
+
+def secured_in_vain_us(conn: ConnEvent, wire: Wire, tls: Tls) -> int | None:
+    """Return the same of a request inside TLS."""
+    if not conn.end_ns or tls.result != "ok" or wire.request_us is None:
+        return None
+    if not _is_http(tls) or not _is_whole(conn):
+        return None
+    if wire.turn_count or conn.turn_count or wire.response_us is not None:
+        return None
+    if wire.unsettled or not wire.turns_timed:
+        return None
+    return max(0, (conn.end_ns - conn.connect_ns) // 1000 - wire.request_us)
+
+
+def asks_inside(conn: ConnEvent, wire: Wire, tls: Tls) -> bool:
+    """Whether a request was open inside TLS when it ended."""
+    if conn.flags & ConnFlag.TX_LATE:
+        return True
+    since_us = wire.open_request_us
+    if since_us is None or not _is_whole(conn) or wire.log_full:
+        return False
+    return _is_http(tls) or any(
+        record.type == _DATA
+        and not record.flags & RecordFlag.RX
+        and record.at_us >= since_us
+        and record.len >= _REQUEST_RECORD
+        for record in conn.records()
+    )
+
+
+def _is_http(tls: Tls) -> bool:
+    return bool(tls.alpn) and _HTTP_PROTOCOLS.issuperset(tls.alpn or ())
+
+
+# Whether no record is missing from the log, but for those after it was full.
+def _is_whole(conn: ConnEvent) -> bool:
+    return not conn.flags & (ConnFlag.RX_GAP | ConnFlag.TX_GAP)
