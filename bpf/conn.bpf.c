@@ -12,7 +12,7 @@
 #include "kernel_fields.h"
 #include "maps.h"
 
-static __always_inline void count(int which)
+static __always_inline void count_often(int which)
 {
 	u64 *n = counters.lookup(&which);
 
@@ -20,9 +20,50 @@ static __always_inline void count(int which)
 		*n += 1;
 }
 
+/* What is lost: the time first, for whoever sees the count sees that too. */
+static __always_inline void count(int which)
+{
+	struct loss *loss = losses.lookup(&which);
+
+	if (!loss)
+		return;
+	loss->last_ns = bpf_ktime_get_ns();
+	__sync_fetch_and_add(&loss->count, 1);
+}
+
+static __always_inline void uncount(int which)
+{
+	struct loss *loss = losses.lookup(&which);
+
+	if (loss)
+		__sync_fetch_and_add(&loss->count, -1);
+}
+
+/* The calling process's, whose next connection must not be given the name of an earlier one. */
+static __always_inline void note_lost_lookup(u32 pid)
+{
+	u64 now = bpf_ktime_get_ns();
+
+	lookup_lost_by_pid.update(&pid, &now);
+}
+
+static __always_inline bool is_lookup_lost(u32 pid, u64 now)
+{
+	int lookups = COUNT_LOST_LOOKUP, full = COUNT_LOOKUP_FULL, dns = COUNT_LOST_DNS;
+	struct loss *a = losses.lookup(&lookups);
+	struct loss *b = losses.lookup(&full);
+	struct loss *c = losses.lookup(&dns);
+	u64 *lost;
+
+	if (!a || !b || !c || !(a->count | b->count | c->count))
+		return 0;
+	lost = lookup_lost_by_pid.lookup(&pid);
+	return lost && now - *lost < LOOKUP_LOST_NS;
+}
+
 /*
  * The reader polls on a timer. It is woken as well whenever a CPU has filled
- * another eighth of the ring, so that a burst does not have to wait for it.
+ * another part of the ring, so that a burst does not have to wait for it.
  */
 static __always_inline u64 wakeup_flags(u32 size)
 {
@@ -36,6 +77,54 @@ static __always_inline u64 wakeup_flags(u32 size)
 	*bytes = before + size;
 	return before / WAKEUP_BYTES == *bytes / WAKEUP_BYTES ? BPF_RB_NO_WAKEUP
 							      : BPF_RB_FORCE_WAKEUP;
+}
+
+/* What a kind of event that is no connection's end has of the ring; 0 = no room for size more. */
+static __always_inline struct ring_share *share_with_room(u64 size, int share, u64 most)
+{
+	struct ring_share *held = ring_shares.lookup(&share);
+
+	return held && held->produced - held->consumed + size <= most ? held : 0;
+}
+
+/* Room for such an event; 0 = none within its share. size and most are constants. */
+static __always_inline void *try_reserve(u64 size, int share, u64 most)
+{
+	struct ring_share *held = share_with_room(size, share, most);
+	void *e;
+
+	if (!held)
+		return 0;
+	e = events.ringbuf_reserve(size);
+	if (!e)
+		e = events.ringbuf_reserve(size);
+	if (e)
+		__sync_fetch_and_add(&held->produced, size);
+	return e;
+}
+
+/* ... or it is counted as lost. */
+static __always_inline void *reserve(u64 size, int share, u64 most, int counter)
+{
+	void *e = try_reserve(size, share, most);
+
+	if (!e)
+		count(counter);
+	return e;
+}
+
+/* The reader is woken when half of a share is full, and then now and then. */
+static __always_inline u64 share_wakeup(u64 size, int share, u64 most)
+{
+	struct ring_share *held = ring_shares.lookup(&share);
+	u64 bytes;
+
+	if (!held)
+		return BPF_RB_NO_WAKEUP;
+	bytes = held->produced - held->consumed;
+	if (bytes < most / 2 || bytes / (most / 16) == (bytes - size) / (most / 16))
+		return BPF_RB_NO_WAKEUP;
+	return BPF_RB_FORCE_WAKEUP;
 }
 
 /*
@@ -59,7 +148,7 @@ static __always_inline void submit_conn(struct conn_event *c)
 		return;
 	for (int i = 0; i < 4; i++) {
 		if (!events.ringbuf_output(c, size, flags)) {
-			count(COUNT_RETRIES);
+			count_often(COUNT_RETRIES);
 			return;
 		}
 	}
@@ -78,42 +167,80 @@ static __always_inline void forget_handshake(struct conn_event *c)
 		handshake_by_object.delete(&key);
 }
 
+/* What cannot be deleted says by its phase that it was handed over; user space deletes it. */
 static __always_inline void end_conn(struct conn_event *c, u64 sk, u8 phase)
 {
+	long failed = 0;
+
 	c->end_ns = bpf_ktime_get_ns();
 	c->phase = phase;
 	forget_handshake(c);
 	submit_conn(c);
-	conn_by_sk.delete(&sk);
+	for (int i = 0; i < MAP_TRIES; i++) {
+		failed = conn_by_sk.delete(&sk);
+		if (!failed || failed == -ENOENT)
+			return;
+	}
+	count(COUNT_UNDELETED);
 }
 
-/* key: what it is known by in conn_by_sk. */
+/* Its end was missed, and its socket or the memory of it serves another connection. */
+static __always_inline void end_unseen(struct conn_event *c, u64 sk)
+{
+	if (c->phase >= PHASE_FAILED)
+		return; /* handed over already */
+	count_often(COUNT_STALE);
+	c->flags |= CONN_END_UNSEEN;
+	end_conn(c, sk, PHASE_CLOSED);
+}
+
+/* key: what it is known by in conn_by_sk. 0 = no room; the caller counts that. */
 static __always_inline struct conn_event *new_conn_at(u64 key, u64 sk)
 {
 	int zero = 0;
 	struct conn_event *blank = blank_conn.lookup(&zero);
 	struct conn_event *c;
+	long failed = 0;
 
 	if (!blank)
 		return 0;
-	if (conn_by_sk.update(&key, blank)) {
-		count(COUNT_CONN_FULL);
-		return 0;
+	for (int i = 0; i < MAP_TRIES; i++) {
+		failed = conn_by_sk.update(&key, blank);
+		if (!failed || failed == -E2BIG)
+			break;
 	}
+	if (failed)
+		return 0;
 	c = conn_by_sk.lookup(&key);
 	if (!c)
 		return 0;
-	count(COUNT_CONNS);
+	count_often(COUNT_CONNS);
 	c->sk = key;
 	c->connect_ns = bpf_ktime_get_ns();
 	read_task(&c->task);
 	c->task.netns = read_sock_netns(sk);
+	if (is_lookup_lost(c->task.pid, c->connect_ns))
+		c->flags |= CONN_LOOKUP_LOST;
 	return c;
 }
 
 static __always_inline struct conn_event *new_conn(u64 sk)
 {
 	return new_conn_at(sk, sk);
+}
+
+/* There was no room: counted, once for each. key: as of new_conn_at(). */
+static __always_inline void count_unrecorded(u64 key, u64 cookie)
+{
+	count(COUNT_CONN_FULL);
+	unrecorded_by_sk.update(&key, &cookie);
+}
+
+static __always_inline bool is_unrecorded(u64 key, u64 cookie)
+{
+	u64 *counted = unrecorded_by_sk.lookup(&key);
+
+	return counted && *counted == cookie;
 }
 
 /*
@@ -193,19 +320,31 @@ static __always_inline void on_unsent(struct conn_event *c, u64 sk)
  * CLOSE to SYN_SENT runs in the thread that called connect(): the only
  * moment at which the caller is known.
  */
-static __always_inline void on_syn_sent(u64 sk)
+static __always_inline void on_syn_sent(u64 sk, bool again)
 {
 	struct conn_event *c = conn_by_sk.lookup(&sk);
 
 	if (READ_FIELD(u16, sk, OFF_sock_sk_protocol) != IPPROTO_TCP)
 		return;
+	if (again && c && c->phase == PHASE_SYN_SENT)
+		return;
 	if (!c || c->phase != PHASE_CALLING) {
+		u64 cookie = READ_FIELD(u64, sk, OFF_sock_common_skc_cookie);
+		bool counted = !c && is_unrecorded(sk, cookie);
+
 		if (c)
-			count(COUNT_STALE);
+			end_unseen(c, sk);
 		c = new_conn(sk);
-		if (!c)
+		if (!c) {
+			if (!counted)
+				count_unrecorded(sk, cookie);
 			return;
-		c->cookie = READ_FIELD(u64, sk, OFF_sock_common_skc_cookie);
+		}
+		if (counted) {
+			uncount(COUNT_CONN_FULL);
+			unrecorded_by_sk.delete(&sk);
+		}
+		c->cookie = cookie;
 	}
 	c->connect_ns = bpf_ktime_get_ns();
 	c->phase = PHASE_SYN_SENT;
@@ -226,8 +365,10 @@ static __always_inline void on_inbound(u64 sk)
 	if (READ_FIELD(u16, sk, OFF_sock_sk_protocol) != IPPROTO_TCP)
 		return;
 	c = new_conn(sk);
-	if (!c)
+	if (!c) {
+		count(COUNT_CONN_FULL);
 		return;
+	}
 	__builtin_memset(&c->task, 0, sizeof(c->task));
 	c->task.netns = read_sock_netns(sk);
 	c->flags = CONN_INBOUND | CONN_PACKETS;
@@ -250,17 +391,29 @@ static __always_inline void read_server_task(struct conn_event *c)
 	c->task.netns = netns;
 }
 
-int sock_set_state(struct bpf_raw_tracepoint_args *ctx)
+/* The entry is of a socket that is gone, whose memory is this one's now. */
+static __always_inline bool is_another(struct conn_event *c, u64 sk)
+{
+	return c->cookie && c->cookie != READ_FIELD(u64, sk, OFF_sock_common_skc_cookie);
+}
+
+static __always_inline int on_state(struct bpf_raw_tracepoint_args *ctx, bool again)
 {
 	u64 sk = ctx->args[0];
 	u32 state = ctx->args[2];
 	struct conn_event *c;
 
 	if (state == TCP_SYN_SENT) {
-		on_syn_sent(sk);
+		on_syn_sent(sk, again);
 		return 0;
 	}
 	c = conn_by_sk.lookup(&sk);
+	if (c && c->phase >= PHASE_FAILED)
+		return 0;
+	if (c && (state == TCP_ESTABLISHED || state == TCP_CLOSE) && is_another(c, sk)) {
+		end_unseen(c, sk);
+		c = 0;
+	}
 #ifdef INBOUND
 	if (!c && state == TCP_ESTABLISHED && (u32)ctx->args[1] == TCP_SYN_RECV)
 		on_inbound(sk);
@@ -296,6 +449,34 @@ int sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 	read_tcp_figures(c, sk);
 	end_conn(c, sk, c->established_ns ? PHASE_CLOSED : PHASE_FAILED);
 	return 0;
+}
+
+int sock_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	int zero = 0;
+	struct state_change *seen = state_seen.lookup(&zero);
+
+	if (seen) {
+		seen->sk = ctx->args[0];
+		seen->state = ctx->args[2];
+	}
+	return on_state(ctx, 0);
+}
+
+/*
+ * The same once more, for what the first one missed: the kernel skips a
+ * program that is already running on this CPU, where a softirq came in
+ * between (6.2, commit 05b24ff9b2cf), but only one of the two at a time. What
+ * the first has done is done: nothing in here does it twice.
+ */
+int sock_state_again(struct bpf_raw_tracepoint_args *ctx)
+{
+	int zero = 0;
+	struct state_change *seen = state_seen.lookup(&zero);
+
+	if (seen && seen->sk == ctx->args[0] && seen->state == ctx->args[2])
+		return 0;
+	return on_state(ctx, 1);
 }
 
 #ifdef HAVE_CGROUP_RETVAL
@@ -342,15 +523,19 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, bool v6)
 	/* the verifier lets nobody compute with a typed pointer: copy its value */
 	read_kernel(&sk, sizeof(sk), &typed);
 	c = conn_by_sk.lookup(&sk);
-	if (c && c->flags & CONN_UDP)
+	if (c && c->flags & CONN_UDP && c->phase < PHASE_FAILED)
 		end_conn(c, sk, PHASE_CLOSED); /* from now on it speaks to another peer */
 	if (ctx->protocol == IPPROTO_UDP)
 		return 1;
 	if (c && c->phase == PHASE_CALLING)
 		end_call(c, sk);
+	else if (c)
+		end_unseen(c, sk); /* a socket that connects is closed */
 	c = new_conn(sk);
-	if (!c)
+	if (!c) {
+		count_unrecorded(sk, bpf_get_socket_cookie(ctx));
 		return 1;
+	}
 	c->phase = PHASE_CALLING;
 	c->cookie = bpf_get_socket_cookie(ctx);
 	c->rport = swap16(ctx->user_port);
@@ -399,10 +584,13 @@ static __always_inline void end_quic_flows(u64 sk)
 		u64 key = flows->keys[i];
 		struct conn_event *c = conn_by_sk.lookup(&key);
 
-		if (c)
+		if (c && c->phase < PHASE_FAILED)
 			end_conn(c, key, PHASE_CLOSED);
 	}
-	quic_flows_by_sk.delete(&sk);
+	for (int i = 0; i < MAP_TRIES; i++) {
+		if (!quic_flows_by_sk.delete(&sk))
+			break;
+	}
 }
 
 int sock_release(struct bpf_sock *ctx)
@@ -412,6 +600,8 @@ int sock_release(struct bpf_sock *ctx)
 
 	if (ctx->protocol == IPPROTO_UDP)
 		end_quic_flows(sk);
+	if (c && c->phase >= PHASE_FAILED)
+		return 1;
 	if (c && c->flags & CONN_UDP) {
 		end_conn(c, sk, PHASE_CLOSED);
 	} else if (c && c->phase == PHASE_CALLING) {

@@ -106,36 +106,30 @@ static __always_inline void submit_plain(struct deep_call *call, struct deep_tal
 					 u32 total, u32 n, u64 now)
 {
 	const u32 fixed = __builtin_offsetof(struct plain_event, data);
-	u32 less_one = n - 1;
+	u32 less_one = n - 1, size;
 	struct plain_event *e;
 	long failed;
 
 	if (n <= PLAIN_SMALL) {
-		e = events.ringbuf_reserve(fixed + PLAIN_SMALL);
+		size = fixed + PLAIN_SMALL;
+		e = reserve(fixed + PLAIN_SMALL, SHARE_PLAIN, PLAIN_MOST, COUNT_LOST_PLAIN);
 		if (!e)
-			e = events.ringbuf_reserve(fixed + PLAIN_SMALL);
-		if (!e) {
-			count(COUNT_LOST_PLAIN);
 			return;
-		}
 		fill_plain(e, call, talk, pid, total, n, now);
 		BOUND(less_one, PLAIN_SMALL - 1);
 		failed = read_user(e->data, less_one + 1, (void *)call->buffer);
 	} else {
-		e = events.ringbuf_reserve(sizeof(*e));
+		size = sizeof(*e);
+		e = reserve(sizeof(*e), SHARE_PLAIN, PLAIN_MOST, COUNT_LOST_PLAIN);
 		if (!e)
-			e = events.ringbuf_reserve(sizeof(*e));
-		if (!e) {
-			count(COUNT_LOST_PLAIN);
 			return;
-		}
 		fill_plain(e, call, talk, pid, total, n, now);
 		BOUND(less_one, PLAIN_MAX - 1);
 		failed = read_user(e->data, less_one + 1, (void *)call->buffer);
 	}
 	if (failed)
 		e->len = 0;
-	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	events.ringbuf_submit(e, share_wakeup(size, SHARE_PLAIN, PLAIN_MOST));
 }
 
 int deep_return(struct pt_regs *ctx)

@@ -48,13 +48,19 @@ static __always_inline bool is_stub(struct __sk_buff *skb, bool rx)
 	return server == STUB || server == STUB_PROXY;
 }
 
+static __always_inline void note_lost_dns(u32 flags)
+{
+	if (!(flags & DNS_RECEIVED))
+		note_lost_lookup(read_task_key() >> 32);
+}
+
 /* Hand over len bytes at offset in this packet, or as many as fit. */
 static __always_inline void submit_dns(struct __sk_buff *skb, u64 sk, u32 seq, u32 offset, u32 len,
 				       u32 flags)
 {
 	const u32 fixed = __builtin_offsetof(struct dns_event, data);
 	struct dns_event *e;
-	u32 less_one;
+	u32 less_one, size;
 	long failed;
 
 	if (!len)
@@ -67,22 +73,20 @@ static __always_inline void submit_dns(struct __sk_buff *skb, u64 sk, u32 seq, u
 	}
 	less_one = len - 1;
 	if (len <= DNS_SMALL) {
-		e = events.ringbuf_reserve(fixed + DNS_SMALL);
-		if (!e)
-			e = events.ringbuf_reserve(fixed + DNS_SMALL);
+		size = fixed + DNS_SMALL;
+		e = reserve(fixed + DNS_SMALL, SHARE_DNS, DNS_MOST, COUNT_LOST_DNS);
 		if (!e) {
-			count(COUNT_LOST_DNS);
+			note_lost_dns(flags);
 			return;
 		}
 		fill_dns(e, sk, seq, len, flags);
 		BOUND(less_one, DNS_SMALL - 1);
 		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
 	} else {
-		e = events.ringbuf_reserve(sizeof(*e));
-		if (!e)
-			e = events.ringbuf_reserve(sizeof(*e));
+		size = sizeof(*e);
+		e = reserve(sizeof(*e), SHARE_DNS, DNS_MOST, COUNT_LOST_DNS);
 		if (!e) {
-			count(COUNT_LOST_DNS);
+			note_lost_dns(flags);
 			return;
 		}
 		fill_dns(e, sk, seq, len, flags);
@@ -91,7 +95,7 @@ static __always_inline void submit_dns(struct __sk_buff *skb, u64 sk, u32 seq, u
 	}
 	if (failed)
 		e->len = 0;
-	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	events.ringbuf_submit(e, share_wakeup(size, SHARE_DNS, DNS_MOST));
 }
 
 /* A datagram from one port to another: payload of len bytes at offset. */

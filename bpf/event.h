@@ -102,6 +102,10 @@ enum conn_flag {
 	CONN_HALF_CLOSE = 1 << 16, /* with CONN_LOCAL_CLOSE: only its own direction was shut down,
 				    * and its program was still there at the end */
 	CONN_TX_LATE = 1 << 17,    /* more than a goodbye was sent after the peer's FIN */
+	CONN_END_UNSEEN = 1 << 18, /* its socket was found to be gone: end_ns is when, and the
+				    * figures of its end are not meant */
+	CONN_LOOKUP_LOST = 1
+		<< 19, /* a lookup of its process was lost just before: another may seem to fit */
 };
 
 enum tls_library {
@@ -315,13 +319,40 @@ struct plain_event {
  * map live_by_slot, which user space maps.
  */
 struct live_figures {
-	__u64 cookie; /* SO_COOKIE; 0 = the socket changed while it was read */
+	__u64 cookie; /* SO_COOKIE; 0 = none, or the socket changed while it was read */
 	__u64 bytes_sent;
 	__u64 bytes_received; /* a FIN counts as one */
 	__u32 rtt_us;         /* smoothed; 0 = never measured */
 	__u32 rttvar_us;
 	__u32 retransmits;
-	__u32 tcp_state; /* TCP_ state */
+	__u32 refs;     /* references to it; 0 = it is gone */
+	__u8 tcp_state; /* TCP_ state */
+	__u8 protocol;  /* IPPROTO_TCP or IPPROTO_UDP; 0 = another */
+	__u8 pad[6];
+};
+
+/* One of enum counter that counts what is seldom: value of the map losses, which user space maps. */
+struct loss {
+	__u64 count;
+	__u64 last_ns;
+};
+
+/*
+ * What one kind of event has of the ring: value of the map ring_shares, which
+ * user space maps and where it writes consumed.
+ */
+struct ring_share {
+	__u64 produced; /* bytes, since load */
+	__u64 consumed; /* produced, as it stood before the ring was read last */
+};
+
+enum share {
+	SHARE_DNS = 0,
+	SHARE_HELLO = 1,
+	SHARE_LOOKUP = 2,
+	SHARE_PROCESS = 3, /* exec and exit */
+	SHARE_PLAIN = 4,
+	SHARE_MAX = 5,
 };
 
 /* Indices of the per-CPU counter array. */
@@ -331,21 +362,24 @@ enum counter {
 	COUNT_LOST_HELLO = 2,
 	COUNT_LOST_EXEC = 3,
 	COUNT_LOST_EXIT = 4,
-	COUNT_CONN_FULL = 5, /* conn_by_sk had no room */
+	COUNT_CONN_FULL = 5, /* connections that conn_by_sk had no room for */
 	COUNT_LOOKUP_FULL = 6,
 	COUNT_RETRIES = 7, /* submits that needed a second try and got through */
 	COUNT_CONNS = 8,   /* connections begun */
-	COUNT_STALE = 9,   /* entries found in the way of a new connection */
+	COUNT_STALE = 9,   /* ended unseen: found in the way of a new connection */
 	COUNT_BYTES = 10,  /* handed over in conn events */
 	COUNT_LOST_DNS = 11,
 	COUNT_LOST_PLAIN = 12,
-	COUNT_MAX = 13,
+	COUNT_UNDELETED = 13, /* entries of conn_by_sk handed over, but still there */
+	COUNT_MAX = 14,
 };
 
 _Static_assert(sizeof(struct task_info) == 64, "mirrored in decode.py");
 _Static_assert(sizeof(struct tls_record) == 8, "mirrored in decode.py");
 _Static_assert(sizeof(struct answer) == 24, "mirrored in decode.py");
-_Static_assert(sizeof(struct live_figures) == 40, "mirrored in monitor/kernel/live.py");
+_Static_assert(sizeof(struct live_figures) == 48, "mirrored in monitor/kernel/live.py");
+_Static_assert(sizeof(struct loss) == 16, "mirrored in monitor/kernel/losses.py");
+_Static_assert(sizeof(struct ring_share) == 16, "mirrored in monitor/kernel/ring.py");
 _Static_assert(sizeof(struct exit_event) == 32, "mirrored in decode.py");
 
 #endif

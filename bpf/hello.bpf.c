@@ -87,6 +87,7 @@ static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_even
 					 u32 offset, u32 n, bool rx, u64 now)
 {
 	const u32 fixed = __builtin_offsetof(struct hello_event, data);
+	u32 size;
 	struct hello_event *e;
 	u32 less_one;
 	long failed;
@@ -94,25 +95,19 @@ static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_even
 	if (!n)
 		return;
 	if (n <= HELLO_SMALL) {
-		e = events.ringbuf_reserve(fixed + HELLO_SMALL);
+		size = fixed + HELLO_SMALL;
+		e = reserve(fixed + HELLO_SMALL, SHARE_HELLO, HELLO_MOST, COUNT_LOST_HELLO);
 		if (!e)
-			e = events.ringbuf_reserve(fixed + HELLO_SMALL);
-		if (!e) {
-			count(COUNT_LOST_HELLO);
 			return;
-		}
 		fill_hello(e, c, seq, n, rx, now);
 		less_one = *(volatile u16 *)&e->len - 1;
 		BOUND(less_one, HELLO_SMALL - 1);
 		failed = bpf_skb_load_bytes(skb, offset, e->data, less_one + 1);
 	} else {
-		e = events.ringbuf_reserve(sizeof(*e));
+		size = sizeof(*e);
+		e = reserve(sizeof(*e), SHARE_HELLO, HELLO_MOST, COUNT_LOST_HELLO);
 		if (!e)
-			e = events.ringbuf_reserve(sizeof(*e));
-		if (!e) {
-			count(COUNT_LOST_HELLO);
 			return;
-		}
 		fill_hello(e, c, seq, n, rx, now);
 		less_one = *(volatile u16 *)&e->len - 1;
 		BOUND(less_one, HELLO_MAX - 1);
@@ -120,7 +115,7 @@ static __always_inline void submit_hello(struct __sk_buff *skb, struct conn_even
 	}
 	if (failed)
 		e->len = 0;
-	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	events.ringbuf_submit(e, share_wakeup(size, SHARE_HELLO, HELLO_MOST));
 }
 
 /* logged: this packet went to the TLS record log, which user space judges */

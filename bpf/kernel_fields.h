@@ -17,6 +17,8 @@
 #define IPPROTO_UDP 17
 #define SOCK_STREAM 1
 
+#define ENOENT        2
+#define E2BIG         7
 #define EAFNOSUPPORT  97
 #define EADDRNOTAVAIL 99
 #define ENETUNREACH   101

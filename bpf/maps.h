@@ -12,10 +12,25 @@
 #define MAX_CONNS 65536
 #endif
 #ifndef RING_PAGES
-#define RING_PAGES 1024 /* 4 MB: half a second at 10,000 connections a second */
+#define RING_PAGES 4096 /* 16 MB: over a second at 10,000 connections a second */
 #endif
-#define WAKEUP_BYTES     (RING_PAGES * 512ULL)
-#define MAX_LOOKUPS      4096 /* threads inside getaddrinfo() at one time */
+/*
+ * No kind of event takes more of the ring than its share, in 16ths, so that a
+ * flood of one costs only its own. What is left, a quarter at least, is for
+ * connections that ended, which may take the whole.
+ */
+#define RING_16TH        (RING_PAGES * PAGE_SIZE / 16)
+#define DNS_MOST         (2 * RING_16TH)
+#define HELLO_MOST       (4 * RING_16TH)
+#define LOOKUP_MOST      (3 * RING_16TH)
+#define PROCESS_MOST     (1 * RING_16TH)
+#define PLAIN_MOST       (2 * RING_16TH)
+#define WAKEUP_BYTES     (RING_16TH / 2)
+#define MAP_TRIES        4 /* an update or delete gives up when a lock is contended */
+#define MAX_UNRECORDED   4096
+#define MAX_LOOKUP_LOST  1024
+#define LOOKUP_LOST_NS   1000000000ULL /* from a lookup that was lost to its connection */
+#define MAX_LOOKUPS      4096          /* threads inside getaddrinfo() at one time */
 #define MAX_HANDSHAKES   8192
 #define MAX_QUIC_SOCKETS 4096
 #define QUIC_FLOWS       8    /* connections over one socket at a time; a power of two */
@@ -191,6 +206,25 @@ BPF_TABLE("lru_hash", struct handshake_key, struct deep_talk, deep_by_object, MA
  */
 BPF_F_TABLE("array", u32, struct live_figures, live_by_slot, LIVE_SLOTS, 1 << 10 /* mmap */);
 
+/*
+ * struct sock * -> SO_COOKIE of a connection that conn_by_sk had no room for
+ * and that was counted. Out: the least recently used.
+ */
+BPF_TABLE("lru_hash", u64, u64, unrecorded_by_sk, MAX_UNRECORDED);
+
+/*
+ * tgid -> when a lookup, or a question to port 53, of this process was lost.
+ * Out: the least recently used.
+ */
+BPF_TABLE("lru_hash", u32, u64, lookup_lost_by_pid, MAX_LOOKUP_LOST);
+
+/* The change of state that this CPU's sock_set_state looked at last. */
+struct state_change {
+	__u64 sk;
+	__u64 state;
+};
+BPF_PERCPU_ARRAY(state_seen, struct state_change, 1);
+
 /* Never written: copied to make a zeroed entry without stack or memset. */
 BPF_ARRAY(blank_conn, struct conn_event, 1);
 BPF_ARRAY(blank_lookup, struct lookup_call, 1);
@@ -199,8 +233,14 @@ BPF_ARRAY(blank_flows, struct quic_flows, 1);
 /* Where the event of an exec is made, per CPU: a path does not fit on the stack. */
 BPF_PERCPU_ARRAY(exec_being_told, struct exec_long_event, 1);
 
-/* enum counter -> count since load, per CPU. */
+/* enum counter -> count since load, per CPU, of what is counted often ... */
 BPF_PERCPU_ARRAY(counters, u64, COUNT_MAX);
+
+/* ... and of what is lost, with the time: user space maps it and looks at each record. */
+BPF_F_TABLE("array", u32, struct loss, losses, COUNT_MAX, 1 << 10 /* mmap */);
+
+/* enum share -> bytes in the ring. consumed is written by user space. */
+BPF_F_TABLE("array", u32, struct ring_share, ring_shares, SHARE_MAX, 1 << 10 /* mmap */);
 
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 

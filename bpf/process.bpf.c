@@ -64,6 +64,7 @@ static __always_inline void copy_path(struct exec_long_event *e, char *path)
 static __always_inline void submit_long_path(struct exec_long_event *e)
 {
 	u32 size = __builtin_offsetof(struct exec_long_event, slack);
+	struct ring_share *held = share_with_room(size, SHARE_PROCESS, PROCESS_MOST);
 
 	e->header.kind = EVENT_EXEC;
 	e->header.size = size;
@@ -71,9 +72,12 @@ static __always_inline void submit_long_path(struct exec_long_event *e)
 	__builtin_memset(&e->task, 0, sizeof(e->task));
 	read_task(&e->task);
 	e->task.netns = read_task_netns();
-	if (events.ringbuf_output(e, size, BPF_RB_NO_WAKEUP) &&
-	    events.ringbuf_output(e, size, BPF_RB_NO_WAKEUP))
+	if (!held || (events.ringbuf_output(e, size, BPF_RB_NO_WAKEUP) &&
+		      events.ringbuf_output(e, size, BPF_RB_NO_WAKEUP))) {
 		count(COUNT_LOST_EXEC);
+		return;
+	}
+	__sync_fetch_and_add(&held->produced, size);
 }
 
 int process_exec(struct bpf_raw_tracepoint_args *ctx)
@@ -93,13 +97,9 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 		submit_long_path(built);
 		return 0;
 	}
-	e = events.ringbuf_reserve(sizeof(*e));
+	e = reserve(sizeof(*e), SHARE_PROCESS, PROCESS_MOST, COUNT_LOST_EXEC);
 	if (!e)
-		e = events.ringbuf_reserve(sizeof(*e));
-	if (!e) {
-		count(COUNT_LOST_EXEC);
 		return 0;
-	}
 	__builtin_memset(&e->task, 0, sizeof(e->task));
 	read_task(&e->task);
 	e->task.netns = read_task_netns();
@@ -109,7 +109,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	e->path_start = built->path_start - (PATH_LONG - PATH_LEN);
 	e->path_cut = built->path_cut;
 	read_kernel(e->path, PATH_LEN, built->path + PATH_LONG - PATH_LEN);
-	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	events.ringbuf_submit(e, share_wakeup(sizeof(*e), SHARE_PROCESS, PROCESS_MOST));
 	return 0;
 }
 
@@ -130,13 +130,9 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	handshake_by_thread.delete(&thread);
 	if ((u32)thread != thread >> 32)
 		return 0;
-	e = events.ringbuf_reserve(sizeof(*e));
+	e = reserve(sizeof(*e), SHARE_PROCESS, PROCESS_MOST, COUNT_LOST_EXIT);
 	if (!e)
-		e = events.ringbuf_reserve(sizeof(*e));
-	if (!e) {
-		count(COUNT_LOST_EXIT);
 		return 0;
-	}
 	task = (char *)ctx->args[0];
 	e->header.kind = EVENT_EXIT;
 	e->header.size = sizeof(*e);
@@ -144,6 +140,6 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	e->start_ns = READ_FIELD(u64, task, OFF_task_struct_start_boottime);
 	e->pid = thread >> 32;
 	e->pad = 0;
-	events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+	events.ringbuf_submit(e, share_wakeup(sizeof(*e), SHARE_PROCESS, PROCESS_MOST));
 	return 0;
 }

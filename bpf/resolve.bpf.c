@@ -166,6 +166,16 @@ static __always_inline int fill_lookup(struct lookup_event *e, struct lookup_cal
 	return 0;
 }
 
+static __always_inline void forget_lookup(u64 thread)
+{
+	for (int i = 0; i < MAP_TRIES; i++) {
+		long failed = lookup_by_thread.delete(&thread);
+
+		if (!failed || failed == -ENOENT)
+			return;
+	}
+}
+
 /* Submit what the call found, and forget it. ret: an EAI_ code, 0 for success. */
 static __always_inline void return_lookup(u64 thread, struct lookup_call *call, s32 ret)
 {
@@ -173,24 +183,25 @@ static __always_inline void return_lookup(u64 thread, struct lookup_call *call, 
 	u64 now = bpf_ktime_get_ns();
 	struct lookup_event *e;
 
-	e = events.ringbuf_reserve(fixed + ANSWER_SMALL * sizeof(struct answer));
+	e = try_reserve(fixed + ANSWER_SMALL * sizeof(struct answer), SHARE_LOOKUP, LOOKUP_MOST);
 	if (e) {
 		if (!fill_lookup(e, call, now, ret, ANSWER_SMALL)) {
-			events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+			events.ringbuf_submit(e,
+					      share_wakeup(sizeof(*e), SHARE_LOOKUP, LOOKUP_MOST));
 			goto done;
 		}
 		events.ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 	}
 	/* a long list, or a reserve that found the ring's lock taken */
-	e = events.ringbuf_reserve(sizeof(*e));
+	e = reserve(sizeof(*e), SHARE_LOOKUP, LOOKUP_MOST, COUNT_LOST_LOOKUP);
 	if (e) {
 		fill_lookup(e, call, now, ret, ANSWER_MAX);
-		events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+		events.ringbuf_submit(e, share_wakeup(sizeof(*e), SHARE_LOOKUP, LOOKUP_MOST));
 	} else {
-		count(COUNT_LOST_LOOKUP);
+		note_lost_lookup(thread >> 32);
 	}
 done:
-	lookup_by_thread.delete(&thread);
+	forget_lookup(thread);
 }
 
 /* The call will not return: its thread ends, or has left it by a jump (flag LOOKUP_LEFT). */
@@ -200,17 +211,15 @@ static __always_inline void give_up_lookup(u64 thread, struct lookup_call *call,
 	u64 now = bpf_ktime_get_ns();
 	struct lookup_event *e;
 
-	e = events.ringbuf_reserve(fixed);
-	if (!e)
-		e = events.ringbuf_reserve(fixed);
+	e = reserve(fixed, SHARE_LOOKUP, LOOKUP_MOST, COUNT_LOST_LOOKUP);
 	if (e) {
 		fill_lookup(e, call, now, LOOKUP_GIVEN_UP, 0);
 		e->flags = flags;
-		events.ringbuf_submit(e, BPF_RB_NO_WAKEUP);
+		events.ringbuf_submit(e, share_wakeup(fixed, SHARE_LOOKUP, LOOKUP_MOST));
 	} else {
-		count(COUNT_LOST_LOOKUP);
+		note_lost_lookup(thread >> 32);
 	}
-	lookup_by_thread.delete(&thread);
+	forget_lookup(thread);
 }
 
 /* The address that a function just entered will return to. */
@@ -262,6 +271,7 @@ static __always_inline struct lookup_call *enter_lookup(struct pt_regs *ctx, u64
 		return 0;
 	if (lookup_by_thread.update(&thread, blank)) {
 		count(COUNT_LOOKUP_FULL);
+		note_lost_lookup(thread >> 32);
 		return 0;
 	}
 	call = lookup_by_thread.lookup(&thread);

@@ -168,6 +168,14 @@ static __always_inline void begin_datagrams(struct __sk_buff *skb, struct conn_e
 	note_datagram(skb, c, part, 0, c->connect_ns);
 }
 
+static __always_inline void count_flow(struct __sk_buff *skb, u64 key)
+{
+	u64 cookie = bpf_get_socket_cookie(skb);
+
+	if (!is_unrecorded(key, cookie))
+		count_unrecorded(key, cookie);
+}
+
 /* An Initial that leaves to a new peer, by a socket that is not connected. */
 static __always_inline void begin_flow(struct __sk_buff *skb, u64 sk, u64 key,
 				       struct udp_part *part, bool known)
@@ -182,8 +190,8 @@ static __always_inline void begin_flow(struct __sk_buff *skb, u64 sk, u64 key,
 
 		if (!blank || !has_file(sk))
 			return;
-		if (quic_flows_by_sk.update(&sk, blank)) {
-			count(COUNT_CONN_FULL);
+		if (quic_flows_by_sk.update(&sk, blank) && quic_flows_by_sk.update(&sk, blank)) {
+			count_flow(skb, key);
 			return;
 		}
 		flows = quic_flows_by_sk.lookup(&sk);
@@ -197,13 +205,15 @@ static __always_inline void begin_flow(struct __sk_buff *skb, u64 sk, u64 key,
 		place &= QUIC_FLOWS - 1;
 		oldest = flows->keys[place];
 		c = conn_by_sk.lookup(&oldest);
-		if (oldest && c)
+		if (oldest && c && c->phase < PHASE_FAILED)
 			end_conn(c, oldest, PHASE_CLOSED);
 		flows->keys[place] = key;
 	}
 	c = new_conn_at(key, sk);
-	if (!c)
+	if (!c) {
+		count_flow(skb, key);
 		return;
+	}
 	read_flow(skb, c, part);
 	begin_datagrams(skb, c, part, 1);
 	if (known || flows->begun > 1)
@@ -238,7 +248,7 @@ static __always_inline void on_unconnected(struct __sk_buff *skb, u64 sk, struct
 	}
 	if (quic_client_by_flow.lookup(&key))
 		return;
-	if (c)
+	if (c && c->phase < PHASE_FAILED)
 		end_conn(c, key, PHASE_CLOSED);
 	begin_flow(skb, sk, key, part, c != 0);
 }
@@ -263,11 +273,13 @@ static __always_inline void on_udp(struct __sk_buff *skb, u64 sk, bool rx)
 		on_unconnected(skb, sk, &part, rx);
 		return;
 	}
-	if (rx || !has_file(sk))
+	if (rx || !has_file(sk) || is_unrecorded(sk, bpf_get_socket_cookie(skb)))
 		return;
 	c = new_conn(sk);
-	if (!c)
+	if (!c) {
+		count_unrecorded(sk, bpf_get_socket_cookie(skb));
 		return;
+	}
 	read_endpoints(c, sk);
 	begin_datagrams(skb, c, &part, is_quic_initial(skb, &part));
 }

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,10 +47,11 @@ from monitor.faults import Faults
 from monitor.history import History
 from monitor.keep import Keep
 from monitor.kernel.identities import ProcIdentities
-from monitor.kernel.kernel import Kernel
+from monitor.kernel.kernel import LOST_COUNTERS, Kernel
 from monitor.kernel.older import Older
 from monitor.kernel.prober import Prober
 from monitor.kernel.routes import Way, connect_errno
+from monitor.leftovers import Leftovers
 from monitor.options import Options, RecordSink, Serve
 from monitor.service import Service
 from monitor.stats import Stats
@@ -66,6 +67,10 @@ _FULL_SNAPSHOT_NS: Final = 10_000_000_000  # in any case
 _COUNTERS_NS: Final = 1_000_000_000
 _CLOCK_NS: Final = 10_000_000_000
 _SWEEP_NS: Final = 1_000_000_000
+_NICE: Final = -5
+# Kinds of lost events by what they leave unknown; other kinds leave nothing of a connection.
+_LOST_CONNS: Final = ("lost_conn", "conn_full")
+_LOST_LOOKUPS: Final = ("lost_lookup", "lookup_full", "lost_dns", "lost_exec")
 # connect() noted but no SYN for so long: it failed, and its socket was kept.
 _CALLING_NS: Final = 1_000_000_000
 # Processes whose start is remembered for their records, which may come a moment after their end.
@@ -103,6 +108,13 @@ def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# Of this thread alone, which must read the ring before it is full, also where every processor is
+# busy: it does no more work for that, only sooner.
+def _raise_priority() -> None:
+    with suppress(OSError):  # systemd gives it with Nice=
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 # glibc keeps an arena for each thread and lets what it keeps grow with the largest piece ever
@@ -164,7 +176,6 @@ class Daemon:
     records: int = 0
     lost: int = 0
     faults: Faults = field(default_factory=lambda: Faults(say))
-    _counted: dict[str, int] = field(default_factory=dict)
     _due: _Due = field(default_factory=_Due)
     _identities: ProcIdentities = field(init=False)
     _clock: Clock = field(default_factory=Clock)
@@ -173,6 +184,8 @@ class Daemon:
     _opened: ExitStack = field(init=False)
     _keep: Keep = field(init=False)
     _view: View = field(init=False)
+    _leftovers: Leftovers = field(init=False)
+    _missed: int = 0
     _older: Older | None = None
     _server: Server | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -187,6 +200,7 @@ class Daemon:
     def _start(self, opened: ExitStack) -> None:
         started_ns = time.time_ns()
         self._identities = ProcIdentities(self.kernel.cgroup, cmdlines=self.options.cmdlines)
+        self._leftovers = Leftovers(self.kernel)
         self._prober = Prober(
             self.kernel.probe_programs(),
             self.kernel.loaded.failed,
@@ -239,6 +253,7 @@ class Daemon:
             unseen=unseen,
             older=self._older,
             faults=self.faults,
+            leftovers=self._leftovers,
         )
         if self.options.serve is not None:
             self._serve(self.options.serve, opened)
@@ -291,6 +306,7 @@ class Daemon:
         watched_out = self._watch_out(poll, None)
         watched_prober: int | None = None
         quiet = 0
+        _raise_priority()
         say_ready()
         self._service.ready()
         try:
@@ -393,6 +409,8 @@ class Daemon:
 
     def _take_in(self, event: Event) -> None:
         if isinstance(event, ConnEvent):
+            if self.kernel.losses.changed():
+                self._note_losses()
             self._note_start(event.pid, event.start_ns)
             if self._older is not None:
                 self._older.ended(event.cookie)
@@ -490,8 +508,10 @@ class Daemon:
                 due.full_snapshot_ns = now_ns + _FULL_SNAPSHOT_NS
                 self.faults.guard(lambda: self._snapshot(now_ns))
         if now_ns >= due.counters_ns:
-            self._count_lost(now_ns)
+            self._count_missed(now_ns)
             due.counters_ns = now_ns + _COUNTERS_NS
+        if self._leftovers.due(now_ns):
+            self.faults.guard(lambda: self._end_leftovers(now_ns))
         if now_ns >= due.clock_ns:
             self._set_clock()
             due.clock_ns = now_ns + _CLOCK_NS
@@ -516,8 +536,8 @@ class Daemon:
                 key = (sk, connect_ns)
                 if phase == Phase.CALLING and now_ns - connect_ns > _CALLING_NS:
                     stuck.append(decode_conn(batch[i * CONN_BYTES :]))
-                elif phase == 0:
-                    continue  # being made at this moment
+                elif phase == 0 or phase > Phase.ESTABLISHED:
+                    continue  # being made at this moment, or ended
                 elif wants(key, (pid, start_ns), ppid, established=established_ns != 0):
                     data = batch[i * CONN_BYTES : (i + 1) * CONN_BYTES]
                     wanted.append((connect_ns, bytes(data[: conn_size(data)])))
@@ -525,11 +545,13 @@ class Daemon:
                     others.append(key)
         # events of connections that ended while the map was read
         self._read_ring()
+        if self.kernel.losses.changed():
+            self._note_losses()
         wanted.sort(key=lambda conn: conn[0])
         conns = (decode_conn(data) for _, data in wanted)  # each is two kilobytes
         self._hand_out(self._core.snapshot(conns, others=others, now_ns=now_ns))
         for conn in stuck:
-            if self.kernel.forget_connection(conn.sk):
+            if self.kernel.forget_connection(conn.sk, conn.connect_ns):
                 failed = conn._replace(
                     phase=Phase.FAILED, end_ns=now_ns, flags=conn.flags | ConnFlag.SYNC_FAIL
                 )
@@ -537,13 +559,33 @@ class Daemon:
                 scopeless = conn.raddr[:2] == b"\xfe\x80" and not conn.rx_record
                 self._hand_out(self._core.feed(failed if scopeless else self._with_errno(failed)))
 
-    def _count_lost(self, now_ns: int) -> None:
-        counted = self.kernel.lost()
-        fresh = sum(counted[name] - self._counted.get(name, 0) for name in counted)
-        self._counted = counted
-        if fresh:
-            self.lost += fresh
-            self._hand_out(self._core.feed(Lost(fresh, now_ns)))
+    # Before a record is made, for what it may have lost was counted before its end was handed over.
+    def _note_losses(self) -> None:
+        counted = self.kernel.losses.read()
+        total = self._missed + sum(counted[name][0] for name in LOST_COUNTERS)
+        fresh, self.lost = total - self.lost, total
+        self._core.feed(
+            Lost(
+                fresh,
+                counted["lost_plain"][1],
+                conn_ns=max(counted[name][1] for name in _LOST_CONNS),
+                lookup_ns=max(counted[name][1] for name in _LOST_LOOKUPS),
+                hello_ns=counted["lost_hello"][1],
+            )
+        )
+
+    # These the kernel counts in the programs, without the time.
+    def _count_missed(self, now_ns: int) -> None:
+        missed = self.kernel.missed()
+        if missed > self._missed:
+            self.lost += missed - self._missed
+            self._core.feed(Lost(missed - self._missed, now_ns))
+            self._missed = missed
+
+    def _end_leftovers(self, now_ns: int) -> None:
+        self._read_ring()
+        for conn in self._leftovers.turn(now_ns):
+            self._hand_out(self._core.feed(conn))
 
     def _set_clock(self) -> None:
         self._clock.offset_ns = time.time_ns() - time.monotonic_ns()
@@ -552,8 +594,10 @@ class Daemon:
         """What is in the ring and in the correlator still becomes records."""
         self._read_ring()
         self.faults.guard(lambda: self._snapshot(time.monotonic_ns()))
+        self._count_missed(time.monotonic_ns())
         self.faults.guard(lambda: self._hand_out(self._core.finish()))
-        self._count_lost(time.monotonic_ns())
+        if self.kernel.losses.changed():
+            self._note_losses()
         self.out.flush()
         if self.lost:
             say(f"{self.lost} events were lost: the ring or a map was full")

@@ -88,6 +88,8 @@ class ConnFlag:
     H2: Final = 1 << 15
     HALF_CLOSE: Final = 1 << 16
     TX_LATE: Final = 1 << 17
+    END_UNSEEN: Final = 1 << 18
+    LOOKUP_LOST: Final = 1 << 19
 
 
 class RecordFlag:
@@ -142,6 +144,7 @@ COUNTERS: Final = (
     "bytes",
     "lost_dns",
     "lost_plain",
+    "undeleted",
 )
 
 

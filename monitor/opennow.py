@@ -14,7 +14,7 @@ from conmon.names import plain_address
 from conmon.record import Record, Tcp
 from monitor.api.parameters import Filters
 from monitor.correlate import Clock, Correlator
-from monitor.decode import ConnPeek, decode_conn, peek_conns, peek_keys
+from monitor.decode import ConnPeek, Phase, decode_conn, peek_conns, peek_keys
 from monitor.kernel.kernel import Kernel
 from monitor.stats import OpenConns
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["OpenNow", "OpenRow"]
 
 _SORTED_AT_ONCE: Final = 1024
+# Phase 0 is being made at this moment; later ones have ended.
+OPEN: Final = (Phase.CALLING, Phase.SYN_SENT, Phase.ESTABLISHED)
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # Numbers of include/net/tcp_states.h, in the words that ss and sock_diag's users know.
 _TCP_STATES: Final = (
@@ -103,14 +105,14 @@ class OpenNow:
         wanted = filters.match_process
         for batch in self.kernel.connection_batches():
             if filters.any_process:
-                # phase 0 is being made at this moment
-                first.add([(at, sk, cookie) for sk, cookie, at, phase in peek_keys(batch) if phase])
+                keys = peek_keys(batch)
+                first.add([(at, sk, cookie) for sk, cookie, at, phase in keys if phase in OPEN])
             else:
                 first.add(
                     [
                         (fields[10], fields[8], fields[9])
                         for fields in peek_conns(batch)
-                        if fields[12] and wanted(fields[4], fields[6])
+                        if fields[12] in OPEN and wanted(fields[4], fields[6])
                     ]
                 )
             if older:
@@ -142,8 +144,8 @@ class OpenNow:
         if data is None:
             return None
         event = decode_conn(data)
-        if event.connect_ns != row.connect_ns:
-            return None  # its memory is another's by now
+        if event.connect_ns != row.connect_ns or event.phase not in OPEN:
+            return None  # its memory is another's by now, or it has ended
         if live is None:
             return self.core.describe(event, None), _tcp_state(event.tcp_state), False
         return self.core.describe(event, _tcp_of(live)), _tcp_state(live.tcp_state), False
@@ -161,7 +163,7 @@ class OpenNow:
         if data is None:
             return None
         event = decode_conn(data)
-        if event.cookie != cookie:
+        if event.cookie != cookie or event.phase not in OPEN:
             return None
         live = self.kernel.live_figures([(sk, cookie)]).get(sk)
         return self.core.describe(event, _tcp_of(live) if live is not None else None)
@@ -181,8 +183,7 @@ class OpenNow:
         open_host = self.core.open_host
         older = {conn.cookie: conn for conn in self._older()}
         for batch in self.kernel.connection_batches():
-            # phase 0 is being made at this moment
-            seen = [fields for fields in peek_conns(batch) if fields[12]]
+            seen = [fields for fields in peek_conns(batch) if fields[12] in OPEN]
             live = self.kernel.live_bytes([(fields[8], fields[9]) for fields in seen])
             live += [(0, 0)] * (len(seen) - len(live))
             for fields, (sent, received) in zip(seen, live, strict=True):

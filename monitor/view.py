@@ -24,6 +24,7 @@ from monitor.faults import Faults
 from monitor.keep import Keep
 from monitor.kernel.kernel import Kernel
 from monitor.kernel.prober import Prober
+from monitor.leftovers import Leftovers
 from monitor.opennow import OpenNow, OpenRow
 from monitor.recent import first_id
 from monitor.stats import StatsQuery
@@ -73,6 +74,7 @@ class View:
     unseen: list[str]
     server: Server | None = None
     older: Older | None = None
+    leftovers: Leftovers | None = None
     deep_sessions: Deep | None = None
     faults: Faults | None = None
     _open: OpenNow = field(init=False)
@@ -287,6 +289,7 @@ class View:
         with self.lock:
             self.catch_up()
             lost = self.kernel.lost()
+            ended_unseen = self.leftovers.total() if self.leftovers is not None else 0
             hooks = [
                 {"name": name, "attached": why is None, "kind": kind, "why": why}
                 for name, kind, why in self.kernel.hooks()
@@ -328,6 +331,7 @@ class View:
             "lost": lost if sees_all else None,
             "lost_total": sum(lost.values()) if sees_all else None,
             "faults": (self.faults.count if self.faults is not None else 0) if sees_all else None,
+            "ended_unseen": ended_unseen if sees_all else None,
             "records": records if sees_all else None,
             "open": opened,
             "history": self._history_status(sees_all),

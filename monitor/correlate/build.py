@@ -77,7 +77,8 @@ def attempt_of(conn: ConnEvent, first_ns: int, *, won_elsewhere: bool = False) -
     if conn.established_ns:
         us = _span((conn.established_ns - conn.connect_ns) // 1000)
         return Attempt(raddr, conn.rport, us, offset_us, "ok", None)
-    if conn.phase in (Phase.SYN_SENT, Phase.CALLING):  # not decided yet
+    if conn.phase in (Phase.SYN_SENT, Phase.CALLING) or conn.flags & ConnFlag.END_UNSEEN:
+        # not decided yet, or not seen
         return Attempt(raddr, conn.rport, None, offset_us, None, None)
     if conn.flags & ConnFlag.SYNC_FAIL:
         # connect() itself returned the error: no time passed that means anything
@@ -125,6 +126,7 @@ def record_of(
     hellos: Hellos | None,
     earlier: Sequence[ConnEvent] = (),
     lost: bool = False,
+    lost_hello: bool = False,
     plain: dict[str, Any] | None = None,
     tcp: Tcp | None = None,
     again: bool = False,
@@ -139,6 +141,7 @@ def record_of(
         hellos: its TLS hellos.
         earlier: the other attempts of the same connection.
         lost: events were lost that could belong to it.
+        lost_hello: ... among them parts of its hellos.
         plain: what was spoken inside TLS, where its library was asked.
         tcp: what the socket of an open one says; of an ended one the event tells.
         again: its socket had been connected before.
@@ -152,6 +155,11 @@ def record_of(
     raddr = address_text(conn.family, conn.raddr)
     connect_ns, end_ns = conn.connect_ns, conn.end_ns
     error: str | None = None
+    lost = lost or lost_hello
+    if flags & ConnFlag.END_UNSEEN:
+        # what is known of it is what was known while it was open
+        lost, end_ns, tcp = True, 0, None
+        conn = conn._replace(end_ns=0, sk_err=0)
 
     if earlier:
         tries = sorted((*earlier, conn), key=lambda c: c.connect_ns)
@@ -181,6 +189,8 @@ def record_of(
             start_ns = min(first_ns, lookup.start_ns)
 
     exchange = exchange_of(conn, hellos, plain)
+    if lost_hello and _lacks_hello(hellos, flags):
+        exchange = exchange._replace(response_us=None, greeting_us=None, turns=None)
     tls, request_us = exchange.tls, exchange.response_us
     asked = sni_name(tls.sni) if host is None and tls is not None and tls.sni else None
     if asked is not None:
@@ -216,7 +226,7 @@ def record_of(
         peer=raddr if (conn.first_rx_ns if datagrams else established) else None,
         dns=lookup.addresses if lookup else None,
         dns_us=dns_us,
-        dns_disp=None if inbound else _dns_disp(lookup, facts),
+        dns_disp=None if inbound or (lost and lookup is None) else _dns_disp(lookup, facts),
         dns_source=lookup.source if lookup else ("literal" if literal else None),
         dns_age_us=age_us,
         dns_match=join.match if join else None,
@@ -238,6 +248,16 @@ def record_of(
         error=error,
         lost_before=lost,
     )
+
+
+# What was said when depends on what the hellos agreed on, and for HTTP/2 on its first frames.
+def _lacks_hello(hellos: Hellos | None, flags: int) -> bool:
+    if hellos is None:
+        return True
+    if not flags & ConnFlag.TLS:
+        return False
+    client, server = hellos.client, hellos.server
+    return client is None or server is None or client.truncated or server.truncated
 
 
 def tcp_of(conn: ConnEvent) -> Tcp:

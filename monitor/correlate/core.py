@@ -43,6 +43,7 @@ from monitor.correlate.lookups import (
     LookupTable,
     sni_name,
 )
+from monitor.correlate.losses import Losses, Lost
 from monitor.correlate.plain import TurnTable
 from monitor.correlate.sockets import Sockets
 from monitor.correlate.text import address_key
@@ -74,15 +75,6 @@ LITERAL_NS: Final = 1_000_000_000
 RESOLVED: Final = "systemd-resolved"
 MAX_PARENTS: Final = 8192  # processes whose parent is remembered
 ANCESTORS: Final = 4  # generations looked back: Erlang's resolver is a great-grandchild
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Events that never arrived."""
-
-    count: int
-    seen_ns: int
-    """When the loss was noticed; it happened before."""
 
 
 AI_CANONNAME: Final = 0x2  # glibc and musl
@@ -141,7 +133,7 @@ class Correlator:
         self._deferred: list[ConnEvent] = []
         self._failed_lookups = FailedLookups(most=MAX_HELD)
         self._parents: OrderedDict[int, int] = OrderedDict()
-        self._lost_ns = 0
+        self._losses = Losses()
         self._lookup_since_snapshot = False
         self._ended: deque[tuple[tuple[int, int], int]] = deque()
         """Processes that have looked up names and ended, and when."""
@@ -163,7 +155,7 @@ class Correlator:
             case ExitEvent():
                 self._process_ended(event)
             case Lost():
-                self._lost_ns = max(self._lost_ns, event.seen_ns)
+                self._losses.note(event)
             case ExecEvent():
                 self._parents[event.task.pid] = event.task.ppid
                 if len(self._parents) > MAX_PARENTS:
@@ -401,7 +393,7 @@ class Correlator:
     ) -> list[Record]:
         self._lookups.connected(conn)
         if not conn.established_ns:
-            if join is None:
+            if join is None or conn.flags & ConnFlag.END_UNSEEN:
                 return [self._record(conn, None, ())]
             join.took(_key(conn), established=False)
             return self._hold(conn, join)
@@ -425,6 +417,9 @@ class Correlator:
         earlier: tuple[ConnEvent, ...],
         tcp: Tcp | None = None,
     ) -> Record:
+        if join is not None and conn.flags & ConnFlag.LOOKUP_LOST:
+            # its own lookup may be the one that was lost
+            join = join if self._sni(conn) == join.lookup.folded else None
         hellos = None
         if conn.flags & (ConnFlag.TLS | ConnFlag.QUIC | ConnFlag.H2):
             key = (conn.sk, conn.connect_ns)
@@ -446,7 +441,8 @@ class Correlator:
             and self._lookups.literal_asked(conn),
             hellos=hellos,
             earlier=earlier,
-            lost=conn.connect_ns <= self._lost_ns,
+            lost=self._losses.before(conn),
+            lost_hello=self._losses.hello(conn),
             plain=plain,
             tcp=tcp,
             again=self._sockets.again(conn),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from monitor.errors import MonitorError, SourceError
 from monitor.kernel import bpf_syscall
 from monitor.kernel.loader import Loaded
-from monitor.kernel.programs import CGROUP_HOOKS, PROGRAMS, TRACEPOINTS
+from monitor.kernel.programs import AGAIN, CGROUP_HOOKS, PROGRAMS, TRACEPOINTS
 
 __all__ = ["Attached", "attach"]
 
@@ -21,6 +21,7 @@ _EXTRA = ("inet_sk_error_report",)
 
 # What stays unseen without a hook, for the one sentence that says so.
 _UNSEEN = {
+    "sock_state_again": "now and then the end of a connection, where two fall together",
     "sched_process_exec": "the executable of processes that live only a moment",
     "sched_process_exit": "the end of processes",
     "packet_ingress": "first responses, TLS on the wire and turns",
@@ -78,6 +79,13 @@ def attach(loaded: Loaded, cgroup: str | None) -> Attached:
                 if tracepoint in _REQUIRED:
                     raise
                 attached.failed[tracepoint] = str(exc)
+        for tracepoint, program in AGAIN.items():
+            try:
+                attached.descriptors[program] = bpf_syscall.open_raw_tracepoint(
+                    tracepoint, _program(loaded, program)
+                )
+            except MonitorError as exc:
+                attached.failed[program] = str(exc)
         _attach_cgroup(loaded, cgroup, attached)
     except BaseException:
         attached.close()

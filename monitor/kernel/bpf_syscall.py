@@ -29,6 +29,7 @@ __all__ = [
     "load_program",
     "lookup_element",
     "map_layout",
+    "missed_runs",
     "open_raw_tracepoint",
     "program_cost",
 ]
@@ -234,14 +235,18 @@ class ProgramRun:
 
     def __init__(self, program: int, context: ctypes.Array[ctypes.c_char]) -> None:
         self._context = context
-        self._arguments = _repeated(
-            _PROG_TEST_RUN,
-            _attributes(
-                "=IIIIQQIIIIQQIII4x",
-                *(program, 0, 0, 0, 0, 0, 0, 0),
-                *(len(context), 0, ctypes.addressof(context), 0, 0, 0, 0),
-            ),
+        self._attributes = _attributes(
+            "=IIIIQQIIIIQQIII4x",
+            *(program, 0, 0, 0, 0, 0, 0, 0),
+            *(len(context), 0, ctypes.addressof(context), 0, 0, 0, 0),
         )
+        self._arguments = _repeated(_PROG_TEST_RUN, self._attributes)
+
+    @property
+    def returned(self) -> int:
+        """What the program returned when it was run last."""
+        result: int = struct.unpack_from("=I", self._attributes, 4)[0]
+        return result
 
     def __call__(self) -> None:
         """Run it once.
@@ -426,7 +431,21 @@ def program_cost(program: int) -> tuple[int, int]:
 
     Source: struct bpf_prog_info, run_time_ns and run_cnt.
     """
+    nanoseconds, runs = struct.unpack_from("=QQ", _program_info(program), 192)
+    return nanoseconds, runs
+
+
+def missed_runs(program: int) -> int:
+    """Return how often the kernel skipped a program, because it was already running on that CPU;
+    0 where the kernel does not tell (before 5.12).
+
+    Source: struct bpf_prog_info, recursion_misses.
+    """
+    missed: int = struct.unpack_from("=Q", _program_info(program), 208)[0]
+    return missed
+
+
+def _program_info(program: int) -> ctypes.Array[ctypes.c_char]:
     info = ctypes.create_string_buffer(232)
     bpf(_OBJ_GET_INFO_BY_FD, _attributes("=IIQ", program, len(info), ctypes.addressof(info)))
-    nanoseconds, runs = struct.unpack_from("=QQ", info, 192)
-    return nanoseconds, runs
+    return info

@@ -19,19 +19,25 @@ from monitor.kernel.attach import Attached, attach
 from monitor.kernel.identities import find_cgroup2
 from monitor.kernel.live import Live, LiveFigures
 from monitor.kernel.loader import Loaded, load
-from monitor.kernel.programs import CGROUP_HOOKS, PROBED_FUNCTIONS, TRACEPOINTS
-from monitor.kernel.ring import Ring
+from monitor.kernel.losses import Losses
+from monitor.kernel.programs import AGAIN, CGROUP_HOOKS, PROBED_FUNCTIONS, TRACEPOINTS
+from monitor.kernel.ring import Ring, Shares
 
 __all__ = ["RING_BYTES", "Kernel"]
 
-RING_BYTES: Final = 4 << 20
+# Room for what comes while this process does not get a CPU, or is stopped.
+RING_BYTES: Final = 16 << 20
 _KEY: Final = struct.Struct("=Q")  # of conn_by_sk: the address of struct sock
+_FORGET: Final = struct.Struct("=QQ")  # arguments of conn_forget: the key, connect_ns
 SK_AT: Final = 72  # offsetof(struct conn_event, sk)
 COOKIE_AT: Final = 80  # ... cookie)
 LOST_COUNTERS: Final = (
     "lost_conn", "lost_lookup", "lost_hello", "lost_exec", "lost_exit", "lost_dns",
     "lost_plain", "conn_full", "lookup_full",
 )  # fmt: skip
+MISSED: Final = "missed_runs"
+"""... and runs of programs that the kernel skipped."""
+_SHARES: Final = 5  # SHARE_MAX, bpf/event.h
 FILLABLE_MAPS: Final = (
     "conn_by_sk", "lookup_by_thread", "handshake_by_thread", "handshake_by_object",
 )  # fmt: skip
@@ -91,6 +97,7 @@ class Kernel:
     loaded: Loaded
     attached: Attached
     ring: Ring
+    losses: Losses
     cgroup: str | None
     _conns: bpf_syscall.MapBatch
     _conn: bpf_syscall.ElementRead
@@ -100,6 +107,7 @@ class Kernel:
     """Why sockets cannot be asked for their figures, once that is known."""
     _live: Live | None = None
     _finding: threading.Lock = field(default_factory=threading.Lock)
+    _forget: tuple[bpf_syscall.ProgramRun, ctypes.Array[ctypes.c_char]] | None = None
 
     @classmethod
     def open(cls, defines: dict[str, int] | None = None) -> Kernel:
@@ -115,15 +123,19 @@ class Kernel:
         with ExitStack() as opened:  # closed again where something is refused
             opened.callback(loaded.close)
             cgroup = find_cgroup2()
-            ring = Ring(loaded.maps["events"], ring_pages * page)
+            shares = Shares(loaded.maps["ring_shares"], _SHARES)
+            opened.callback(shares.close)
+            ring = Ring(loaded.maps["events"], ring_pages * page, shares)
             opened.callback(ring.close)
+            losses = Losses(loaded.maps["losses"])
+            opened.callback(losses.close)
             conns = bpf_syscall.MapBatch(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
             found = bpf_syscall.MapBatch(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
             conn = bpf_syscall.ElementRead(loaded.maps["conn_by_sk"], 8, CONN_BYTES)
             cpus = _possible_cpus()
             attached = attach(loaded, cgroup)
             opened.pop_all()
-        return cls(loaded, attached, ring, cgroup, conns, conn, cpus, found)
+        return cls(loaded, attached, ring, losses, cgroup, conns, conn, cpus, found)
 
     def connections(self) -> Iterator[memoryview]:
         """Yield every entry of conn_by_sk, a struct conn_event each."""
@@ -148,6 +160,15 @@ class Kernel:
         where this kernel cannot tell.
         """
         return list(self._read_live(sockets, Live.read_bytes))
+
+    def gone(self, connections: Sequence[tuple[int, int]]) -> list[bool]:
+        """Whether the sockets of connections are certainly gone, in their order; empty where this
+        kernel cannot tell.
+
+        Args:
+            connections: sk and cookie of each, as in its entry of conn_by_sk.
+        """
+        return list(self._read_live(connections, Live.gone))
 
     def _read_live(self, sockets: Sequence[tuple[int, int]], how: Callable[..., Any]) -> Any:
         if self.live_failed is not None:
@@ -183,9 +204,20 @@ class Kernel:
                     return numbers[cookies.index(cookie) * (CONN_BYTES // 8) + SK_AT // 8]
         return None
 
-    def forget_connection(self, sk: int) -> bool:
-        """Delete an entry of conn_by_sk; False if the kernel had done so."""
-        return bpf_syscall.delete_element(self.loaded.maps["conn_by_sk"], struct.pack("=Q", sk))
+    def forget_connection(self, sk: int, connect_ns: int) -> bool:
+        """Delete an entry of conn_by_sk; False if the kernel had done so, or if its key is another
+        connection's by now.
+        """
+        if "conn_forget" not in self.loaded.programs:
+            return bpf_syscall.delete_element(self.loaded.maps["conn_by_sk"], _KEY.pack(sk))
+        if self._forget is None:
+            context = ctypes.create_string_buffer(_FORGET.size)
+            program = self.loaded.programs["conn_forget"]
+            self._forget = bpf_syscall.ProgramRun(program, context), context
+        run, context = self._forget
+        _FORGET.pack_into(context, 0, sk, connect_ns)
+        run()
+        return run.returned == 1
 
     def probe_programs(self) -> dict[str, int]:
         """Descriptors of the programs for functions in libraries, by name."""
@@ -208,12 +240,24 @@ class Kernel:
                 self.loaded.maps["counters"], struct.pack("=I", index), 8 * self._cpus
             )
             totals[name] = sum(struct.unpack(f"={self._cpus}Q", raw)) if raw else 0
+        for name, (number, _) in self.losses.read().items():
+            totals[name] += number
         return totals
 
     def lost(self) -> dict[str, int]:
         """What the kernel side could not deliver or keep, since it was loaded."""
-        counted = self.counters()
-        return {name: counted[name] for name in LOST_COUNTERS}
+        counted = self.losses.read()
+        return {name: counted[name][0] for name in LOST_COUNTERS} | {MISSED: self.missed()}
+
+    def missed(self) -> int:
+        """Runs of programs that the kernel skipped and that nothing made up for."""
+        made_up = {TRACEPOINTS[tracepoint] for tracepoint, again in AGAIN.items()
+                   if again in self.attached.descriptors}  # fmt: skip
+        return sum(
+            bpf_syscall.missed_runs(descriptor)
+            for name, descriptor in self.loaded.programs.items()
+            if name not in made_up
+        )
 
     def map_fill(self) -> dict[str, tuple[int, int]]:
         """Entries now and at most, of each map that can fill up. The ring counts in bytes."""
@@ -231,6 +275,10 @@ class Kernel:
             for name in names:
                 attached = name in self.attached.descriptors
                 yield name, kind, None if attached else self.attached.failed.get(name, "not tried")
+        for name in AGAIN.values():
+            attached = name in self.attached.descriptors
+            why = None if attached else self.attached.failed.get(name, "not tried")
+            yield name, "raw_tracepoint", why
 
     def close(self) -> None:
         """Detach and unload."""
@@ -238,6 +286,7 @@ class Kernel:
             self._live.close()
         self.attached.close()
         self.ring.close()
+        self.losses.close()
         self.loaded.close()
 
 

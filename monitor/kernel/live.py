@@ -3,6 +3,11 @@
 The kernel side follows packets only as far as a record needs them, so bytes, round-trip time and
 retransmissions are read from the sockets themselves: a program of ours that is attached to nothing
 is run for eleven sockets at a time and writes what it finds into memory that we have mapped.
+
+A socket is known by its address and its cookie. The memory of one that is gone keeps its cookie
+until it is used anew, so neither is proof of life: a living TCP socket has references as well, and
+its state is not CLOSE. (Both are set before the memory is given back, and the cookie is cleared
+before they are set anew.)
 """
 
 from __future__ import annotations
@@ -20,8 +25,11 @@ from monitor.kernel import bpf_syscall
 __all__ = ["Live", "LiveFigures"]
 
 _KEYS: Final = 11  # LIVE_KEYS, bpf/maps.h
-_FIGURES: Final = struct.Struct("=QQQIIII")
-_CLOSE_WAIT, _LAST_ACK, _CLOSING = 8, 9, 11
+_FIGURES: Final = struct.Struct("=QQQIIIIBB6x")
+_FLOW_SHIFT: Final = 48  # bpf/udp.bpf.c: above it a socket's address has ones, a flow's key a hash
+_KERNEL_ADDRESS: Final = 0xFFFF << _FLOW_SHIFT
+_CLOSE, _CLOSE_WAIT, _LAST_ACK, _CLOSING = 7, 8, 9, 11
+_TCP: Final = 6
 
 
 class LiveFigures(NamedTuple):
@@ -71,9 +79,12 @@ class Live:
             SourceError: the kernel does not run programs on request (before 5.10).
         """
         found: dict[int, LiveFigures] = {}
-        for (sk, cookie), (seen, sent, received, *rest) in self._rows(sockets):
-            if cookie and seen == cookie:
-                found[sk] = LiveFigures(sent, received - _fin(received, rest[3]), *rest)
+        for (sk, cookie), row in self._rows(sockets):
+            if not _is_open_tcp(cookie, row):
+                continue
+            _, sent, received, rtt_us, rttvar_us, retransmits, _, state, _ = row
+            received -= _fin(received, state)
+            found[sk] = LiveFigures(sent, received, rtt_us, rttvar_us, retransmits, state)
         return found
 
     def read_bytes(self, sockets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -83,9 +94,20 @@ class Live:
         Args, Raises: as there.
         """
         return [
-            (sent, received - _fin(received, state)) if cookie and seen == cookie else (0, 0)
-            for (_, cookie), (seen, sent, received, _, _, _, state) in self._rows(sockets)
+            (row[1], row[2] - _fin(row[2], row[7])) if _is_open_tcp(cookie, row) else (0, 0)
+            for (_, cookie), row in self._rows(sockets)
         ]
+
+    def gone(self, connections: Sequence[tuple[int, int]]) -> list[bool]:
+        """Whether the socket of each connection is certainly gone, or closed, in their order.
+
+        Args:
+            connections: their keys in ``conn_by_sk``, which for datagrams may be a flow's, and
+                SO_COOKIE or 0 of each.
+        Raises: as :meth:`read`.
+        """
+        sockets = [(sk | _KERNEL_ADDRESS, cookie) for sk, cookie in connections]
+        return [_is_gone(cookie, row) for (_, cookie), row in self._rows(sockets)]
 
     def close(self) -> None:
         """Unmap."""
@@ -111,6 +133,19 @@ class Live:
                 run()
         except OSError as exc:
             raise SourceError(f"cannot read the figures of sockets: {exc.strerror}") from exc
+
+
+def _is_open_tcp(cookie: int, row: tuple[int, ...]) -> bool:
+    seen, refs, state, protocol = row[0], *row[6:]
+    return cookie != 0 and seen == cookie and refs > 0 and state != _CLOSE and protocol == _TCP
+
+
+# What changed while it was read has cookie 0, and is looked at again another time.
+def _is_gone(cookie: int, row: tuple[int, ...]) -> bool:
+    seen, refs, state, protocol = row[0], *row[6:]
+    if refs == 0 or protocol == 0 or (protocol == _TCP and state == _CLOSE):
+        return True
+    return cookie != 0 and seen not in (cookie, 0)
 
 
 # The kernel counts a received FIN as one byte (tcp_rcv_nxt_update).

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Final
 
 __all__ = [
+    "AGAIN",
     "CGROUP_HOOKS",
     "DEEP_FUNCTIONS",
     "FIELDS",
@@ -71,6 +72,7 @@ def _program(
 
 PROGRAMS: Final = (
     _program("sock_set_state", ProgramType.RAW_TRACEPOINT),
+    _program("sock_state_again", ProgramType.RAW_TRACEPOINT),
     _program("process_exec", ProgramType.RAW_TRACEPOINT),
     _program("process_exit", ProgramType.RAW_TRACEPOINT),
     _program("sock_error", ProgramType.RAW_TRACEPOINT),
@@ -96,6 +98,7 @@ PROGRAMS: Final = (
     _program("mbedtls_enter", ProgramType.KPROBE),
     _program("mbedtls_return", ProgramType.KPROBE),
     _program("live_read", ProgramType.RAW_TRACEPOINT),
+    _program("conn_forget", ProgramType.RAW_TRACEPOINT),
     _program("deep_write_enter", ProgramType.KPROBE, on_request=True),
     _program("deep_write_ex_enter", ProgramType.KPROBE, on_request=True),
     _program("deep_read_enter", ProgramType.KPROBE, on_request=True),
@@ -112,6 +115,9 @@ TRACEPOINTS: Final = {
     "sched_process_exit": "process_exit",
     "inet_sk_error_report": "sock_error",
 }
+
+# ... -> the program that runs after it there, and makes up for its missed runs
+AGAIN: Final = {"inet_sock_set_state": "sock_state_again"}
 
 # In the order they are attached: what notes a connect() comes after what ends the note.
 CGROUP_HOOKS: Final = (
@@ -158,6 +164,8 @@ MAPS: Final = (
     "events",
     "conn_by_sk",
     "counters",
+    "losses",
+    "ring_shares",
     "lookup_by_thread",
     "handshake_by_thread",
     "handshake_by_object",
@@ -165,6 +173,9 @@ MAPS: Final = (
     "quic_flows_by_sk",
     "quic_client_by_flow",
     "live_by_slot",
+    "unrecorded_by_sk",
+    "lookup_lost_by_pid",
+    "state_seen",
     "deep_by_pid",
     "deep_by_call",
     "deep_by_thread",
@@ -190,6 +201,7 @@ FIELDS: Final = {
         "skc_state",
         "skc_bound_dev_if",
         "skc_ipv6only",
+        "skc_refcnt",
     ),
     "sock": (
         "sk_err",

@@ -239,6 +239,8 @@ def _kept_lines(answer: dict[str, Any]) -> Iterator[str]:
     if answer.get("faults"):
         yield f"internal errors: {answer['faults']}; conmond's log says where"
     yield "lost: " + (", ".join(f"{n} {name(kind)}" for kind, n in lost.items()) or "nothing")
+    if answer["ended_unseen"]:
+        yield f"ended unseen: {answer['ended_unseen']} connections whose sockets were gone"
     history = answer["history"]
     if history is None:
         yield "history: off"
