@@ -394,7 +394,7 @@ class Correlator:
         self._lookups.connected(conn)
         if not conn.established_ns:
             if join is None or conn.flags & ConnFlag.END_UNSEEN:
-                return [self._record(conn, None, ())]
+                return [self._record(conn, join, ())]
             join.took(_key(conn), established=False)
             return self._hold(conn, join)
         if join is not None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.kernel("ip")
 WAIT_S = 5.0
 MANY = 23
 SO_COOKIE = 57
-LOOKUP_CALL_BYTES = 16 + 8 + 2 + 2 + 4 + 256 + 32  # struct lookup_call, bpf/maps.h
+LOOKUP_CALL_BYTES = 16 + 8 + 16 + 2 + 2 + 4 + 256 + 32  # struct lookup_call, bpf/maps.h
 NO_ROUTE = ("192.0.2.1", 443)
 
 
@@ -318,7 +318,7 @@ def test_a_process_killed_inside_getaddrinfo_leaves_nothing(watched, net) -> Non
     )
 
     def inside() -> bool:
-        return any(bytes(value[32:]).startswith(b"killed.example\0") for value in calls.read())
+        return any(bytes(value[48:]).startswith(b"killed.example\0") for value in calls.read())
 
     try:
         child = net.popen(
