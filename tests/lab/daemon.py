@@ -37,9 +37,16 @@ class Daemon:
         options: command-line options; ``--json`` where there are none.
         prefix: a command that runs the command line given after it.
         history: keep one, in a folder that goes with it.
+        program: what is run instead of this tree's conmond.
     """
 
-    def __init__(self, *options: str, prefix: Sequence[str] = (), history: bool = False) -> None:
+    def __init__(
+        self,
+        *options: str,
+        prefix: Sequence[str] = (),
+        history: bool = False,
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
         self._changed = threading.Condition()
         self._records: list[Record] = []
         self._bad_lines: list[str] = []
@@ -49,11 +56,10 @@ class Daemon:
         # others may look in, and are told apart by who they are
         os.chmod(self._folder.name, 0o755)
         self.socket = f"{self._folder.name}/conmond.sock"
-        kept = (*PROGRAM, "--state-dir", f"{self._folder.name}/state")
-        program = kept if history else CONMOND
+        keeping = ("--state-dir", f"{self._folder.name}/state") if history else ("--no-history",)
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
-            [*prefix, *program, "--socket", self.socket, *(options or ("--json",))],
+            [*prefix, *program, *keeping, "--socket", self.socket, *(options or ("--json",))],
             cwd=ROOT,
             env=CLEAN_ENV,
             stdin=subprocess.DEVNULL,

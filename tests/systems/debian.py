@@ -23,7 +23,8 @@ FOLDER = ROOT / "build" / "systems"
 ENTER = """
 root=$1; shift
 while [ "$1" != -- ]; do
-	mkdir -p "$root$2" && mount --bind "$1" "$root$2" || exit
+	[ -e "$root$2" ] || mkdir -p "$root$2" || exit
+	mount --bind "$1" "$root$2" || exit
 	shift 2
 done
 shift

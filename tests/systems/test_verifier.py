@@ -13,22 +13,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from monitor.kernel import bpf_syscall
 from monitor.kernel.image import Image, name_maps
-from tests.systems.debian import ROOT, archive, inside, root_of
+from tests.systems import releases
+from tests.systems.debian import ROOT, archive, inside
 
 MOST_PROCESSED = 400_000
-PACKAGES = ("python3", "python3-bpfcc")
 HERE = "here"
-# CONMOND_SYSTEMS="forky sid": others than Debian's stable release, which is always tried
-SYSTEMS = (HERE, "trixie", *os.environ.get("CONMOND_SYSTEMS", "").split())
-# A mirror may lag behind a release that changes daily by more than that allows.
-LAGGING = ('--aptopt=Acquire::Check-Valid-Until "false"',)
+SYSTEMS = (HERE, releases.STABLE, *releases.MORE)
 COMPILE = """
 import sys
 from pathlib import Path
@@ -40,18 +36,13 @@ Path(sys.argv[2]).write_bytes(image.to_json())
 pytestmark = [pytest.mark.kernel("mmdebstrap", "unshare"), pytest.mark.seconds(300)]
 
 
-@cache
-def root(system: str) -> Path:
-    return root_of(system, PACKAGES, *(() if system == "trixie" else LAGGING))
-
-
 @pytest.fixture(scope="module", params=SYSTEMS)
 def system(request) -> str:
     """Ready to compile: making it is not the test's time."""
     if request.param != HERE:
         if archive() is None:
             pytest.skip("apt on this machine knows no Debian archive")
-        root(request.param)
+        releases.root(request.param)
     return request.param
 
 
@@ -70,7 +61,8 @@ def compile_on(system: str, folder: Path, defines: list[str]) -> Image:
         mounts = {ROOT: "/mnt/source", folder: "/mnt/made"}
         settings["PYTHONPATH"] = "/mnt/source"
         done = subprocess.run(
-            inside(root(system), mounts, *command, *defines, **settings), capture_output=True
+            inside(releases.root(system), mounts, *command, *defines, **settings),
+            capture_output=True,
         )
     assert done.returncode == 0, (done.stdout + done.stderr).decode()[-2000:]
     return Image.from_json((folder / "image").read_bytes())
