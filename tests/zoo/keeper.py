@@ -79,7 +79,7 @@ def other_conmonds() -> list[int]:
             pid = int(folder.name)
             parents[pid] = int((folder / "stat").read_text("latin1").rpartition(")")[2].split()[1])
             words = (folder / "cmdline").read_bytes().split(b"\0")[:4]
-            if any(word == b"monitor.cli.conmond" or word.endswith(b"/conmond") for word in words):
+            if any(b"monitor.cli.conmond" in word or word.endswith(b"/conmond") for word in words):
                 found.append(pid)
 
     def is_ours(pid: int) -> bool:
@@ -223,7 +223,10 @@ class Keeper:
             while rounds > 0 or go_on():
                 # the order is another one each time, so that each meets each state and neighbour
                 order = random.sample(self.species, len(self.species))
-                list(pool.map(work, order))
+                list(pool.map(work, (one for one in order if not one.apart)))
+                for one in order:
+                    if one.apart:
+                        work(one)
                 rounds -= 1
             phase.probed |= self.looked_at()
         return phase

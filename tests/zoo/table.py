@@ -49,6 +49,7 @@ class Species:
         code: its exit code.
         mute: it does not say itself whether it was probed.
         needs: programs that must be installed.
+        apart: runs beside no other, since conmond takes all probes out meanwhile.
         notices: how it notices a probe all the same; docs/harmless.md says so too.
         lacks: why it cannot run here, or None.
     """
@@ -62,6 +63,7 @@ class Species:
     mute: bool = False
     needs: tuple[str, ...] = ()
     notices: str | None = None
+    apart: bool = False
     lacks: Callable[[], str | None] = field(default=lambda: None)
 
 
@@ -96,6 +98,7 @@ def _not_x86() -> str | None:
 C = ("gcc", "-w", "-O1", "-g", "SOURCE", "-o", "OUT")
 CXX = ("g++", "-w", "-O1", "-g", "SOURCE", "-o", "OUT")
 SSL = ("-lssl", "-lcrypto")
+LIBRARY = ("-shared", "-fPIC")
 
 BUILDS: dict[str, Build] = {
     "coroutine_ucontext": Build(source="coroutine_ucontext.c", argv=(*C, *SSL)),
@@ -146,28 +149,48 @@ BUILDS: dict[str, Build] = {
     ),
     "based": Build(source="based.c", argv=(*C, "-LBUILT", "-lbased")),
     "two_copies": Build(source="two_copies.c", argv=C),
-    "patched_text": Build(source="patched_text.c", argv=(*C, "-Wl,-z,now"), lacks=_not_x86),
+    "libpatched_text.so": Build(
+        source="patched_text.c", argv=(*C, "-DLIBRARY", *LIBRARY), lacks=_not_x86
+    ),
+    "patched_text": Build(
+        source="patched_text.c", argv=(*C, "-Wl,-z,now", "-LBUILT", "-lpatched_text"),
+        lacks=_not_x86,
+    ),
     "huge_text": Build(source="huge_text.c", argv=C),
     "confined": Build(source="confined.c", argv=C),
     "other_probe": Build(source="other_probe.c", argv=C),
     "trap_handler": Build(source="trap_handler.c", argv=(*C, "-mno-red-zone"), lacks=_not_x86),
-    "replaced-old": Build(source="replaced.c", argv=(*C, "-DOLD"), lacks=_not_x86),
-    "replaced-new": Build(source="replaced.c", argv=C, lacks=_not_x86),
+    "replaced-old": Build(source="replaced.c", argv=(*C, "-DOLD", "-DPROGRAM"), lacks=_not_x86),
+    "replaced-new": Build(source="replaced.c", argv=(*C, "-DPROGRAM"), lacks=_not_x86),
+    "libreplaced-old.so": Build(
+        source="replaced.c", argv=(*C, "-DOLD", *LIBRARY, "-Wl,-soname,libreplaced.so"),
+        lacks=_not_x86,
+    ),
+    "libreplaced-new.so": Build(
+        source="replaced.c", argv=(*C, *LIBRARY, "-Wl,-soname,libreplaced.so"), lacks=_not_x86
+    ),
+    "acting": Build(source="acting.c", argv=(*C, "-LBUILT", "-l:libreplaced-new.so")),
     "many_threads": Build(source="many_threads.c", argv=C),
     "no_room": Build(source="no_room.c", argv=C),
     "write_in_place": Build(source="write_in_place.c", argv=C),
     "waiting": Build(source="waiting.c", argv=C),
     "own_text": Build(source="own_text.c", argv=C),
     "moved_text": Build(source="moved_text.c", argv=C),
-    "hooked": Build(source="hooked.c", argv=C, lacks=_not_x86),
+    "libhooked.so": Build(
+        source="hooked.c", argv=(*C, "-DLIBRARY", *LIBRARY), lacks=_not_x86
+    ),
+    "hooked": Build(
+        source="hooked.c", argv=(*C, "-Wl,-z,now", "-LBUILT", "-lhooked"), lacks=_not_x86
+    ),
     "Threads.class": Build(source="threads.java", argv=("javac", "-d", "BUILT", "SOURCE")),
 }  # fmt: skip
 # what must be there before what
-FIRST = ("libbased.so",)
+FIRST = ("libbased.so", "libpatched_text.so", "libhooked.so", "libreplaced-new.so")
 
 LOOKUP = frozenset({"getaddrinfo"})
 OPENSSL = frozenset({"SSL_do_handshake"})
 GNUTLS = frozenset({"gnutls_handshake"})
+UNPROBED: frozenset[str] = frozenset()  # it is not probed
 
 
 def _binary(name: str, stdout: str, probes: frozenset[str], **more: object) -> Species:
@@ -193,6 +216,20 @@ def _script(
         **more,  # type: ignore[arg-type]
     )
 
+
+# A program with a library beside it, in which the probed function is.
+def _with_own(name: str, stdout: str, library: str, **more: object) -> Species:
+    return Species(
+        name=name,
+        run=("env", "LD_LIBRARY_PATH=BUILT", f"BUILT/{name}"),
+        stdout=stdout,
+        probes=LOOKUP,
+        builds=(name, library),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+REPLACED = ("libreplaced-old.so", "libreplaced-new.so", "acting")
 
 SPECIES: tuple[Species, ...] = (
     # Stacks that are left in another order than they were entered
@@ -241,7 +278,7 @@ SPECIES: tuple[Species, ...] = (
     ),
     _binary("single_stepped", "ended 42, entered once, steps many\n", LOOKUP),
     _script(
-        "valgrinded", f"{NAME}{TALK}exit 0\n", OPENSSL | LOOKUP, "inside", needs=("valgrind",),
+        "valgrinded", f"{NAME}{TALK}exit 0\n", UNPROBED, "inside", needs=("valgrind",), apart=True,
     ),
     _binary("other_probe", "counted 300\n", LOOKUP),
     _binary("trap_handler", "5 breakpoints, many steps, 0 failed\n", LOOKUP),
@@ -255,7 +292,7 @@ SPECIES: tuple[Species, ...] = (
         probes=OPENSSL,
         builds=("sanitized",),
     ),
-    _binary("plain-asan", PLAIN, frozenset()),
+    _binary("plain-asan", PLAIN, LOOKUP),
     _binary("seccomp_strict", NAME * 5 + "filter 0\nstrict 0\n", LOOKUP),
     _binary("shadow_stack", "warm.zoo.test 0 127.0.0.1\n" + TALK + NAME + TALK, LOOKUP),
     _binary("confined", f"0\n0\n0\n{NAME}", LOOKUP),
@@ -271,26 +308,20 @@ SPECIES: tuple[Species, ...] = (
     ),
     _binary("dlclose_inside", "12 of 12\n", OPENSSL),
     _binary("plain", PLAIN, LOOKUP),
-    _binary("plain-static", PLAIN, LOOKUP),
-    _binary("plain-static-pie", PLAIN, LOOKUP),
+    _binary("plain-static", PLAIN, UNPROBED),
+    _binary("plain-static-pie", PLAIN, UNPROBED),
     _binary("plain-no-pie", PLAIN, LOOKUP),
-    _binary("plain-m32", PLAIN, frozenset()),
+    _binary("plain-m32", PLAIN, UNPROBED),
     _binary("plain-musl", PLAIN, LOOKUP),
-    _binary("plain-musl-static", PLAIN, LOOKUP),
-    Species(
-        name="based",
-        run=("env", "LD_LIBRARY_PATH=BUILT", "BUILT/based"),
-        stdout=SUM,
-        probes=LOOKUP,
-        builds=("based", "libbased.so"),
-    ),
+    _binary("plain-musl-static", PLAIN, UNPROBED),
+    _with_own("based", SUM, "libbased.so"),
     _binary("two_copies", "SSL_do_handshake 1\nmemfd 1\nSSL_do_handshake 1\n", OPENSSL),
-    _binary("patched_text", "sum 141208\n", LOOKUP),
+    _with_own("patched_text", "sum 141208\n", "libpatched_text.so"),
     _binary("huge_text", NAME * 3, LOOKUP),
     # Files, mounts, groups and namespaces that go
     _script(
-        "overwritten", "old ok\nold ok\nnew ok\nexit 0\nold ok\nexit 0\n", LOOKUP,
-        "replaced-old", "replaced-new",
+        "overwritten", "old ok\nold ok\nnew ok\nexit 0\nold ok\nexit 0\n" * 2, LOOKUP,
+        "replaced-old", "replaced-new", *REPLACED,
     ),
     _script(
         "upgraded", f"{SUM}{SUM}exit 0\nexit 0\n{SUM}{SUM}", LOOKUP, "based", "libbased.so",
@@ -304,7 +335,7 @@ SPECIES: tuple[Species, ...] = (
     _script(
         "overwritten_otherwise",
         "old ok\nnew ok\npiece 0\nold ok\nnew ok\nmapping 0\nold ok\nnew ok\nlink 0\n", LOOKUP,
-        "replaced-old", "replaced-new", "write_in_place",
+        *REPLACED, "write_in_place",
     ),
     _script("overlaid", f"{PLAIN}exit 0\n{PLAIN}exit 0\nunmounted\n", LOOKUP, "plain", mute=True),
     _script("init_killed", f"killed\n{PLAIN}", LOOKUP, "plain", "waiting"),
@@ -331,7 +362,8 @@ SPECIES: tuple[Species, ...] = (
         "own_text", "0 bytes differ\n", LOOKUP, notices="text in memory is compared with its file",
     ),
     _binary("moved_text", NAME, LOOKUP, notices="text is copied, with the breakpoint in it"),
-    _binary(
-        "hooked", "hooked 100, sum 5650\n", LOOKUP, notices="a function's first bytes are copied",
+    _with_own(
+        "hooked", "hooked 100, sum 5650\n", "libhooked.so",
+        notices="a function's first bytes are copied",
     ),
 )  # fmt: skip

@@ -3,9 +3,11 @@
 #include "zoo.h"
 #include <sys/mman.h>
 
+#ifdef LIBRARY
 __asm__(".text\n.balign 16\n.globl getaddrinfo\n.type getaddrinfo,@function\n"
 	"getaddrinfo: push %rbp\n mov %rsp,%rbp\n lea 7(%rdi),%rax\n nop\n nop\n nop\n nop\n nop\n nop\n"
 	" nop\n nop\n pop %rbp\n ret\n.size getaddrinfo,.-getaddrinfo\n");
+#else
 static int hooked;
 static long (*original)(long);
 static long hook(long number) {
@@ -38,3 +40,4 @@ int main(void) {
 	printf("hooked %d, sum %ld\n", hooked, sum);
 	return 0;
 }
+#endif

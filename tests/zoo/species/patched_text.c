@@ -4,20 +4,22 @@
 #include "zoo.h"
 #include <sys/mman.h>
 
+#ifdef LIBRARY
 __asm__(".text\n.balign 4096\n.globl first_page, getaddrinfo, constant\n.type getaddrinfo,@function\n"
 	"first_page: nop\ngetaddrinfo: lea 7(%rdi),%eax\n ret\n.size getaddrinfo,.-getaddrinfo\n"
 	".type constant,@function\nconstant: mov $1,%eax\n ret\n.size constant,.-constant\n.balign 4096\n");
-extern char first_page[];
+#else
 extern int constant(void);
 
 int main(void) {
 	int i, sum = 0;
+	char *first_page = (char *)((unsigned long)getaddrinfo & ~4095ul);
 	int (*probed)(long) = (int (*)(long))(void *)getaddrinfo;
 	zoo_wait_for_probe((const void *)getaddrinfo);
 	for (i = 0; i < 200; i++) {
 		if (mprotect(first_page, 4096, PROT_READ | PROT_WRITE | PROT_EXEC))
 			return 1;
-		((volatile unsigned char *)constant)[1] = i;
+		((volatile unsigned char *)(void *)constant)[1] = i;
 		if (mprotect(first_page, 4096, PROT_READ | PROT_EXEC))
 			return 1;
 		sum += constant() + probed(i);
@@ -30,3 +32,4 @@ int main(void) {
 	printf("sum %d\n", sum);
 	return 0;
 }
+#endif
