@@ -47,11 +47,12 @@ from monitor.faults import Faults
 from monitor.history import History
 from monitor.keep import Keep
 from monitor.kernel.identities import ProcIdentities
-from monitor.kernel.kernel import LOST_COUNTERS, Kernel
+from monitor.kernel.kernel import Kernel
 from monitor.kernel.older import Older
 from monitor.kernel.prober import Prober
 from monitor.kernel.routes import Way, connect_errno
 from monitor.leftovers import Leftovers
+from monitor.loss_watch import LossWatch
 from monitor.options import Options, RecordSink, Serve
 from monitor.service import Service
 from monitor.stats import Stats
@@ -68,9 +69,6 @@ _COUNTERS_NS: Final = 1_000_000_000
 _CLOCK_NS: Final = 10_000_000_000
 _SWEEP_NS: Final = 1_000_000_000
 _NICE: Final = -5
-# Kinds of lost events by what they leave unknown; other kinds leave nothing of a connection.
-_LOST_CONNS: Final = ("lost_conn", "conn_full")
-_LOST_LOOKUPS: Final = ("lost_lookup", "lookup_full", "lost_dns", "lost_exec")
 # connect() noted but no SYN for so long: it failed, and its socket was kept.
 _CALLING_NS: Final = 1_000_000_000
 # Processes whose start is remembered for their records, which may come a moment after their end.
@@ -174,7 +172,6 @@ class Daemon:
     kernel: Kernel
     stop: _Stop
     records: int = 0
-    lost: int = 0
     faults: Faults = field(default_factory=lambda: Faults(say))
     _due: _Due = field(default_factory=_Due)
     _identities: ProcIdentities = field(init=False)
@@ -185,7 +182,7 @@ class Daemon:
     _keep: Keep = field(init=False)
     _view: View = field(init=False)
     _leftovers: Leftovers = field(init=False)
-    _missed: int = 0
+    _losses: LossWatch = field(init=False)
     _older: Older | None = None
     _server: Server | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -201,6 +198,7 @@ class Daemon:
         started_ns = time.time_ns()
         self._identities = ProcIdentities(self.kernel.cgroup, cmdlines=self.options.cmdlines)
         self._leftovers = Leftovers(self.kernel)
+        self._losses = LossWatch(self.kernel)
         self._prober = Prober(
             self.kernel.probe_programs(),
             self.kernel.loaded.failed,
@@ -409,8 +407,7 @@ class Daemon:
 
     def _take_in(self, event: Event) -> None:
         if isinstance(event, ConnEvent):
-            if self.kernel.losses.changed():
-                self._note_losses()
+            self._note(self._losses.counted())
             self._note_start(event.pid, event.start_ns)
             if self._older is not None:
                 self._older.ended(event.cookie)
@@ -508,7 +505,7 @@ class Daemon:
                 due.full_snapshot_ns = now_ns + _FULL_SNAPSHOT_NS
                 self.faults.guard(lambda: self._snapshot(now_ns))
         if now_ns >= due.counters_ns:
-            self._count_missed(now_ns)
+            self._note(self._losses.missed(now_ns))
             due.counters_ns = now_ns + _COUNTERS_NS
         if self._leftovers.due(now_ns):
             self.faults.guard(lambda: self._end_leftovers(now_ns))
@@ -545,8 +542,7 @@ class Daemon:
                     others.append(key)
         # events of connections that ended while the map was read
         self._read_ring()
-        if self.kernel.losses.changed():
-            self._note_losses()
+        self._note(self._losses.counted())
         wanted.sort(key=lambda conn: conn[0])
         conns = (decode_conn(data) for _, data in wanted)  # each is two kilobytes
         self._hand_out(self._core.snapshot(conns, others=others, now_ns=now_ns))
@@ -559,28 +555,9 @@ class Daemon:
                 scopeless = conn.raddr[:2] == b"\xfe\x80" and not conn.rx_record
                 self._hand_out(self._core.feed(failed if scopeless else self._with_errno(failed)))
 
-    # Before a record is made, for what it may have lost was counted before its end was handed over.
-    def _note_losses(self) -> None:
-        counted = self.kernel.losses.read()
-        total = self._missed + sum(counted[name][0] for name in LOST_COUNTERS)
-        fresh, self.lost = total - self.lost, total
-        self._core.feed(
-            Lost(
-                fresh,
-                counted["lost_plain"][1],
-                conn_ns=max(counted[name][1] for name in _LOST_CONNS),
-                lookup_ns=max(counted[name][1] for name in _LOST_LOOKUPS),
-                hello_ns=counted["lost_hello"][1],
-            )
-        )
-
-    # These the kernel counts in the programs, without the time.
-    def _count_missed(self, now_ns: int) -> None:
-        missed = self.kernel.missed()
-        if missed > self._missed:
-            self.lost += missed - self._missed
-            self._core.feed(Lost(missed - self._missed, now_ns))
-            self._missed = missed
+    def _note(self, lost: Lost | None) -> None:
+        if lost is not None:
+            self._core.feed(lost)
 
     def _end_leftovers(self, now_ns: int) -> None:
         self._read_ring()
@@ -594,13 +571,12 @@ class Daemon:
         """What is in the ring and in the correlator still becomes records."""
         self._read_ring()
         self.faults.guard(lambda: self._snapshot(time.monotonic_ns()))
-        self._count_missed(time.monotonic_ns())
+        self._note(self._losses.missed(time.monotonic_ns()))
         self.faults.guard(lambda: self._hand_out(self._core.finish()))
-        if self.kernel.losses.changed():
-            self._note_losses()
+        self._note(self._losses.counted())
         self.out.flush()
-        if self.lost:
-            say(f"{self.lost} events were lost: the ring or a map was full")
+        if self._losses.total:
+            say(f"{self._losses.total} events were lost: the ring or a map was full")
 
 
 def say_ready() -> None:
