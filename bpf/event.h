@@ -106,6 +106,7 @@ enum conn_flag {
 				    * figures of its end are not meant */
 	CONN_LOOKUP_LOST = 1
 		<< 19, /* a lookup of its process was lost just before: another may seem to fit */
+	CONN_FOLDED = 1 << 20, /* small records received amid a body were taken out of log */
 };
 
 enum tls_library {
@@ -164,7 +165,7 @@ struct conn_event {
 	__u32 rx_next;
 	__u32 tx_record; /* TCP sequence of the next TLS record header */
 	__u32 rx_record;
-	__u16 log_merged; /* records left out of log: like the one before, and large */
+	__u16 log_merged; /* records left out of log: of a body that goes on */
 	__u16 log_last;   /* such a record's length and direction; 0 = the last was none */
 
 	__u16 family; /* AF_INET or AF_INET6, of the socket */

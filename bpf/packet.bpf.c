@@ -19,6 +19,13 @@
 #define RECORD_DATA      23
 #define MERGED_LEAST     1024 /* length of a record: session tickets are shorter */
 #define MERGED_MOST      2048 /* 32 MB in records of 16 KB; then the log is left alone */
+#define FOLDED_FROM      16   /* entries of a record log: handshake and first request come before */
+#define SMALL_OVER       64   /* an acknowledgement is less, which says that this is HTTP/2 */
+#define SMALL_FROM       24   /* entries: it has come by then */
+#define UPDATE_LEN       13   /* of a WINDOW_UPDATE (RFC 9113 section 6.9) */
+#define UPDATES_OVER     135  /* nine of them, and what TLS adds */
+#define UPDATE_REMAINDERS                                                                          \
+	(1 << 3 | 1 << 4 | 1 << 11) /* by UPDATE_LEN, of the 16, 17 or 24 bytes that TLS adds */
 #define CLIENT_HELLO     1
 #define SERVER_HELLO     2
 #define RECORDS_WALKED   16           /* record starts looked at in one packet */
@@ -150,39 +157,86 @@ static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *p
 	join_handshake(c, now);
 }
 
+/* The sign bit of a number less one says whether it was 0; a compiler that knew would jump. */
+static __always_inline u32 is_none(u32 value)
+{
+	SHROUD(value);
+	return (value - 1) >> 31;
+}
+
+static __always_inline u32 reaches(u32 value, u32 least)
+{
+	u32 over = value - least;
+
+	SHROUD(over);
+	return ~(over >> 31) & 1;
+}
+
+static __always_inline u32 was_sent(struct tls_record *r)
+{
+	return is_none((r->type ^ RECORD_DATA) | (r->flags & RECORD_RX));
+}
+
+/* Whether the length may be that of a few of HTTP/2's WINDOW_UPDATEs. */
+static __always_inline u32 may_reopen(u32 len)
+{
+	return UPDATE_REMAINDERS >> len % UPDATE_LEN & ~reaches(len, UPDATES_OVER) & 1;
+}
+
+static __always_inline u32 was_reopened(struct tls_record *r)
+{
+	return is_none((r->type ^ RECORD_DATA) | ((r->flags & RECORD_RX) ^ RECORD_RX)) &
+	       may_reopen(r->len);
+}
+
 /*
- * A large record like the one before is a body that goes on, and would only
- * fill the log: it is written where the next one goes, and not counted. No
- * branch, since the verifier would follow both ways at each record.
+ * A body that goes on would only fill the log. A large record like the one
+ * before is written where the next one goes, and not counted. In the later
+ * half of the log, what is sent after a record of a body, or with one, is one
+ * with it (small ones later still); and so is a large one when in between came
+ * nothing but what may be WINDOW_UPDATEs, which then are taken out. No branch, since the verifier
+ * would follow both ways at each record.
  */
 static __always_inline void log_record(struct conn_event *c, u8 type, u16 len, bool first, bool rx,
 				       u64 now)
 {
-	u32 i = c->log_len;
+	u32 i = c->log_len, i1 = i - 1, i2 = i - 2, i3 = i - 3;
 	u64 at_us = (now - c->connect_ns) / 1000;
-	/* the sign bit of a number less one says whether it was 0; a compiler that knew would jump */
-	u32 other = type ^ RECORD_DATA;
-	u32 less = len - MERGED_LEAST;
-	u32 large, again;
+	u32 data = is_none(type ^ RECORD_DATA);
+	u32 large = data & reaches(len, MERGED_LEAST);
+	u32 like = (len << 1 | rx) & -large;
+	u32 again = large & is_none(like ^ c->log_last);
+	u32 late = data & reaches(i, FOLDED_FROM);
+	u32 small = (reaches(len, SMALL_OVER) ^ 1);
+	u32 sent = late & (rx ^ 1);
+	struct tls_record *r1, *r2, *r3;
+	u32 joins, large1, dropped1, dropped2;
 
-	SHROUD(other);
-	SHROUD(less);
-	large = ((other - 1) >> 31) & ~(less >> 31) & 1;
-	again = large;
-	large = (len << 1 | rx) & -large;
-	other = large ^ c->log_last;
-	SHROUD(other);
-	again &= (other - 1) >> 31;
 	if (i >= RECORD_LOG_MAX)
 		return;
-	c->log_last = large;
-	c->log_merged += again;
 	i &= RECORD_LOG_MAX - 1;
+	BOUND(i1, RECORD_LOG_MAX - 1);
+	BOUND(i2, RECORD_LOG_MAX - 1);
+	BOUND(i3, RECORD_LOG_MAX - 1);
+	r1 = &c->log[i1];
+	r2 = &c->log[i2];
+	r3 = &c->log[i3];
+	large1 = reaches(r1->len, MERGED_LEAST);
+	small |= reaches(r1->len, SMALL_OVER) ^ 1;
+	joins = sent & was_sent(r1) & (large | large1) & (small ^ 1 | reaches(i, SMALL_FROM));
+	dropped1 = sent & large & was_reopened(r1) & was_sent(r2) & reaches(r2->len, MERGED_LEAST);
+	dropped2 = joins & (large1 ^ 1) & was_reopened(r2) & was_sent(r3) &
+		   reaches(r3->len, MERGED_LEAST);
+	again |= joins | dropped1 | (late & rx & was_reopened(r1) & is_none(len ^ r1->len));
+	r1->len += (len - r1->len) & -(joins & reaches(len, r1->len));
+	c->flags |= CONN_FOLDED & -(dropped1 | dropped2);
+	c->log_last = like;
+	c->log_merged += again;
 	c->log[i].at_us = at_us > 0xffffffffULL ? 0xffffffff : at_us;
 	c->log[i].len = len;
 	c->log[i].type = type;
 	c->log[i].flags = (rx ? RECORD_RX : 0) | (first ? RECORD_FIRST : 0);
-	c->log_len = i + 1 - again;
+	c->log_len = i + 1 - again - dropped1 - 2 * dropped2;
 }
 
 /* HTTP/2's preface opens the connection (RFC 9113 section 3.4). */

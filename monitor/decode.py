@@ -90,6 +90,7 @@ class ConnFlag:
     TX_LATE: Final = 1 << 17
     END_UNSEEN: Final = 1 << 18
     LOOKUP_LOST: Final = 1 << 19
+    FOLDED: Final = 1 << 20
 
 
 class RecordFlag:

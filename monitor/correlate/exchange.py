@@ -19,6 +19,7 @@ __all__ = ["SILENT_PEER_NS", "Exchange", "exchange_of", "given_up"]
 
 RECORD_LOG_MAX: Final = 32  # bpf/event.h
 MERGED_MOST: Final = 2048  # bpf/packet.bpf.c
+FOLDED_FROM: Final = 16  # likewise: of that many entries of the log, all but two stay as they are
 _DIR_TX, _DIR_RX = 1, 2  # bpf/event.h: last_dir
 # A SYN that was never answered is sent again after a second. A process that gives up later than
 # this waited for a silent peer; one that gives up earlier changed its mind.
@@ -109,6 +110,12 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
     if greeting_us is None and wire.greeting_us is not None and inside:
         connecting_us = (conn.established_ns - conn.connect_ns) // 1000
         greeting_us = max(0, wire.greeting_us - connecting_us)
+    turns = _tls_turns(conn, wire) if view.tls.result in ("ok", "unused") else None
+    if conn.flags & ConnFlag.FOLDED and not wire.h2_guess:
+        # what was taken out were answers
+        turns = None
+        if not _answered_before_folding(conn, wire):
+            response_us = None
     source = None
     if response_us is not None:
         source = "h2_records" if wire.h2_guess else "records"
@@ -118,7 +125,7 @@ def _secured(conn: ConnEvent, hellos: Hellos | None, plain: dict[str, Any] | Non
         response_us=response_us,
         source=source,
         greeting_us=greeting_us,
-        turns=_tls_turns(conn, wire) if view.tls.result in ("ok", "unused") else None,
+        turns=turns,
         prot_specific=plain,
         error=view.error,
         answered=wire.turn_count > 0 or response_us is not None or wire.unsettled,
@@ -238,6 +245,11 @@ def _wire_of(conn: ConnEvent, hellos: Hellos | None) -> Wire:
         alert_rx=_alert(conn.alert_rx),
         path_us=_path_us(conn),
     )
+
+
+def _answered_before_folding(conn: ConnEvent, wire: Wire) -> bool:
+    whole = conn.records()[: FOLDED_FROM - 2]
+    return any(r.flags & RecordFlag.RX and r.at_us == wire.response_us for r in whole)
 
 
 # The shortest round trip of its packets that is known; None of an accepted connection, whose

@@ -29,6 +29,8 @@ _SAME_PART: Final = 50  # likewise, of what they tell
 
 # What a busy server may take to acknowledge, over the round trip.
 _SLACK_US: Final = 10_000
+# What a client takes at most to acknowledge SETTINGS, if it does.
+_ACKED_US: Final = 100_000
 # What a client takes at most to leave once it has its answer; who gives up has waited longer.
 _SATISFIED_US: Final = 50_000
 # What a client that waited for the server's SETTINGS may take to ask.
@@ -40,10 +42,14 @@ _UPDATE: Final = 13  # WINDOW_UPDATE; RST_STREAM
 _PING: Final = 17  # or GOAWAY
 _PREFACE: Final = 24
 _PRIORITY: Final = 14
-_LEAST_HTTP1: Final = 18  # bytes of a request: GET / HTTP/1.1 and an empty line
+# What HTTP/1.1 does not send: a body after a head too short to announce one.
+_NO_BODY: Final = frozenset(range(38))
+_CONTINUE: Final = frozenset((25,))
+_SHORTEST: Final = frozenset((_ACK, _UPDATE, _PING, 2 * _ACK, _ACK + _UPDATE, 2 * _UPDATE))
 # Implementations have up to seven settings, with up to three WINDOW_UPDATEs. Some clients send
 # SETTINGS twice, to be acknowledged twice.
 _SETTINGS: Final = frozenset(9 + 6 * n for n in range(8))
+_SETTINGS_FAR: Final = 160
 _ACKS_MOST: Final = 2
 _UPDATES_MOST: Final = 3
 _UPDATES_OF_UPLOAD: Final = 9
@@ -59,15 +65,19 @@ def _opening(updates: int) -> tuple[frozenset[int], ...]:
 def _controls(updates: int) -> tuple[frozenset[int], ...]:
     some = {_UPDATE * k for k in range(1, updates + 1)}
     some |= {_PING, _PING + _UPDATE, 2 * _PING, _PRIORITY}
+    many = range(10, updates + 1)  # a body that was sent faster than the server answered
     return (
         frozenset(some),
-        *(frozenset(_UPDATE * k + _ACK * n for k in range(3)) for n in range(1, _ACKS_MOST + 1)),
+        *(
+            frozenset(_UPDATE * k + _ACK * n for k in (0, 1, 2, *many))
+            for n in range(1, _ACKS_MOST + 1)
+        ),
     )
 
 
 # By whether a body is sent, for which the other side opens its window again and again.
 _OPENING: Final = (_opening(_UPDATES_MOST), _opening(_UPDATES_OF_UPLOAD))
-_CONTROL: Final = (_controls(_UPDATES_MOST), _controls(_UPDATES_OF_UPLOAD))
+_CONTROL: Final = (_controls(_UPDATES_MOST), _controls(100))
 _PREFACES: Final = frozenset(
     _PREFACE + n + _UPDATE * k for n, k in product(_SETTINGS, range(3))
 ) | {_PREFACE}
@@ -75,7 +85,6 @@ _PREFACES: Final = frozenset(
 # curl and Go, Chrome, and hyper-h2 (Python) begin with.
 _PREFACE_KNOWN: Final = frozenset((64, 70, 82))
 _LEAST_ASKING: Final = 62
-_UPDATES: Final = frozenset(_UPDATE * k for k in range(1, _UPDATES_OF_UPLOAD + 1))
 # A client's acknowledgement, with WINDOW_UPDATEs or a PING. A request has a longer block.
 _CLIENT_ACK: Final = frozenset((_ACK, _ACK + _UPDATE, _ACK + _PING, _ACK + 2 * _UPDATE))
 _BEFORE_REQUEST: Final = frozenset((_UPDATE, 2 * _UPDATE, _PRIORITY, _PING)) | _CLIENT_ACK
@@ -140,6 +149,7 @@ class _Reader:
         self.sent = [i for i, r in enumerate(data) if not r[3]]
         self.received = [i for i, r in enumerate(data) if r[3]]
         self.uploads = any(self.plain(i) >= _BODY for i in self.sent)
+        self.body_end = max((i for i in self.sent if self.plain(i) >= _BODY), default=0)
         self.opening = _OPENING[self.uploads]
         self.tickets = self._tickets()
         self.received = self.received[len(self.tickets) :]
@@ -155,7 +165,12 @@ class _Reader:
         return length in lengths or (self.after.rx_may_pad and length - JAVA_PADDING in lengths)
 
     def opens(self, index: int) -> bool:
-        """Whether a record received may be the server's SETTINGS and no answer."""
+        """Whether a record received may be the server's SETTINGS and no answer.
+
+        Or what follows them: amid a body they may have been taken for WINDOW_UPDATEs, and left out.
+        """
+        if self.uploads and self.holds(_CONTROL[1][0], index):
+            return True
         return any(self.holds(lengths, index) for lengths in self.opening)
 
     # How many of the first records received are tickets: those before SETTINGS, which come first
@@ -198,23 +213,42 @@ class _Reader:
             return True
         if not heard:
             return False
+        if self.plain(sent[0]) in _PREFACE_KNOWN and sent[1:2] < heard[:1] and sent[1:]:
+            return True  # of a request with a body, a head would be longer
         opening_us = self.data[heard[0]][0]
         asked_us = self.data[sent[0]][0]
         if (heard[0] < sent[0] or opening_us - asked_us < self.least_us) and self.opens(heard[0]):
             return True  # it speaks first
-        for index in sent[1:]:
-            size = self.plain(index)
-            if index > heard[0] and (size in _CLIENT_ACK or size in _SINGLE):
-                return True
-        return False
+        if self.holds(_CONTINUE, heard[0]):
+            return False  # lets a body come, however short
+        after = [self.plain(index) for index in sent if index > heard[0]]
+        if self.opens(heard[0]) and self._is_sending(heard[0]):
+            asked_us = max(self.data[index][0] for index in sent if index < heard[0])
+            if opening_us - asked_us < self.least_us:
+                return True  # it speaks before it can have the body
+        for index in heard[1:]:
+            if index - 1 in sent and index < sent[-1] and self.holds(_SHORTEST, index):
+                return True  # no head of an answer is so short
+        short = self.holds(_NO_BODY, heard[0]) and len(heard) > 1
+        if short and heard[1] < sent[-1] and self.holds(_SHORTEST, heard[1]):
+            return True
+        return bool(after) and (after[0] in _CLIENT_ACK | _SINGLE or _ACK in after)
 
     def may_be_http2(self) -> bool:
         """Whether it could be HTTP/2 although nothing proves it."""
         heard = self.received
-        # a client that goes on after SETTINGS acknowledges them
+        # a client that goes on after SETTINGS, or waits, acknowledges them
         if not heard or not self.opens(heard[0]):
             return False
-        return len(heard) > 1 and self.sent[-1] < heard[0]
+        if len(heard) < 2:
+            return False
+        if self.sent[-1] > heard[0]:
+            return heard[0] < self.body_end and self._is_sending(heard[0])
+        return self.data[heard[1]][0] - self.data[heard[0]][0] <= _ACKED_US
+
+    # Whether a body was under way by then.
+    def _is_sending(self, index: int) -> bool:
+        return any(self.plain(mine) >= _BODY for mine in self.sent if mine < index)
 
     # ---- the first turn ----------------------------------------------------------------------
 
@@ -279,13 +313,14 @@ class _Reader:
         rest = heard[1:]
         if not self.opens(opening):
             if opening > request and data[opening][0] >= earliest:
-                return opening, False  # SETTINGS and answer in one
+                return self._answer_with_settings(opening)
             rest = heard
         acks_left = _ACKS_MOST - self._acks(self.opening, opening)
+        if acks_left < 0:  # no SETTINGS
+            acks_left = _ACKS_MOST
         late: int | None = None  # a control frame's length where none had a reason to come
-        doubtful = []
+        doubtful = [opening] if opening > request and data[opening][0] >= earliest else []
         left_us = self.after.left_us
-        body_end = max((i for i in self.sent if self.plain(i) >= _BODY), default=0)
         window_us = self.after.trip_us * 2 + _SLACK_US
         cause_us = max(data[opening][0], data[request][0])
         for index in rest:
@@ -297,7 +332,7 @@ class _Reader:
             if left_us is not None and at > left_us:
                 break
             # no header block is empty; no answer comes before the last of a body, but for a refusal
-            if self.holds(_NOTHING, index) or (index < body_end and self._reopens(index)):
+            if self.holds(_NOTHING, index) or (index < self.body_end and self._reopens(index)):
                 continue
             acks = self._acks(_CONTROL[self.uploads], index)
             if 0 < acks <= acks_left:
@@ -312,20 +347,35 @@ class _Reader:
             if early:
                 continue
             uncalled = at > cause_us + window_us and not self._is_ping(index)
-            if uncalled and not (self._uploads(request, index) and self.holds(_UPDATES, index)):
+            if uncalled and not (self._uploads(request, index) and self._reopens(index)):
                 late = index if late is None else late
             else:
                 doubtful.append(index)
         if late is not None:
             return late, False
-        if opening > request and data[opening][0] >= earliest:
-            doubtful.append(opening)
         # whoever leaves just then has what was asked for
         if len(doubtful) == 1:
             patience_us = max(window_us, _SATISFIED_US)
             if left_us is not None and left_us - data[doubtful[0]][0] <= patience_us:
                 return doubtful[0], False
         return None, bool(doubtful)
+
+    # SETTINGS and answer in one record, unless it is small, and may be settings as nobody has them.
+    def _answer_with_settings(self, opening: int) -> tuple[int | None, bool]:
+        data = self.data
+        if data[opening][1] - self.after.rx_overhead > _SETTINGS_FAR:
+            return opening, False
+        for index in range(opening + 1, len(data)):
+            if not data[index][3]:
+                if self.plain(index) not in _BEFORE_REQUEST:
+                    break
+            elif self._acks(_CONTROL[self.uploads], index) > _ACKS_MOST and not self.holds(
+                _NOTHING, index
+            ):
+                if data[index][0] - data[opening][0] > SAME_US:
+                    return None, True
+                break
+        return opening, False
 
     # How many acknowledgements a record holds at least that is one of these; more than there are
     # where it is none.
