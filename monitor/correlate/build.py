@@ -20,11 +20,12 @@ from conmon.names import (
 )
 from conmon.record import Attempt, Record, Tcp
 from monitor.correlate.ending import ending_of
-from monitor.correlate.exchange import SILENT_PEER_NS, exchange_of
+from monitor.correlate.exchange import exchange_of
 from monitor.correlate.hellos import Hellos
 from monitor.correlate.identity import Identity
 from monitor.correlate.lookups import Join, Lookup, sni_name
 from monitor.correlate.text import address_text, is_ipv4
+from monitor.correlate.unanswered import SILENT_PEER_NS
 from monitor.decode import ConnEvent, ConnFlag, Phase
 
 __all__ = ["Clock", "Facts", "attempt_of", "lookup_record", "record_of", "tcp_of"]

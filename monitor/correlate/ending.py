@@ -8,8 +8,8 @@ protocol on offer but HTTP. Much else may end without an answer and be well (sys
 =================================  ==================================  =========================
 the first request                  and                                 error
 =================================  ==================================  =========================
-was not answered                   a reset, a time-out of the kernel   that errno
-...                                the server closed                   ENODATA
+was not answered                   the server closed                   ENODATA
+...                                a reset, a time-out of the kernel   that errno
 ...                                the client left within 0.9 s        ECANCELED
 ...                                the client left later               ETIMEDOUT
 was answered                       a reset or a time-out               that errno; not failed
@@ -47,14 +47,16 @@ def ending_of(conn: ConnEvent, exchange: Exchange) -> Ending:
         return Ending("open", exchange.error)
     if exchange.error:
         return Ending("failed", exchange.error)
+    waited_us = exchange.unanswered_us
+    # a reset that comes after its FIN is how its host takes a goodbye
+    if waited_us is not None and _server_left(conn):
+        return Ending("failed", HUNG_UP)
     error = _broken_off(conn, exchange)
     if error is not None:
         served = conn.first_rx_ns and (exchange.tls is None or exchange.answered)
         return Ending("closed" if served else "failed", error)
-    if exchange.unanswered_us is not None:
-        if _server_left(conn):
-            return Ending("failed", HUNG_UP)
-        return Ending("failed", given_up(exchange.unanswered_us * 1000)[1])
+    if waited_us is not None:
+        return Ending("failed", given_up(waited_us * 1000)[1])
     return Ending("closed", None)
 
 

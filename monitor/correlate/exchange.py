@@ -8,22 +8,24 @@ from conmon.heads import parse_heads
 from conmon.names import errno_name
 from conmon.record import Tls, Turns
 from monitor.correlate.hellos import Hellos
-from monitor.correlate.unanswered import asks_inside, secured_in_vain_us, waited_in_vain_us
+from monitor.correlate.unanswered import (
+    SILENT_PEER_NS,
+    asks_inside,
+    secured_in_vain_us,
+    waited_in_vain_us,
+)
 from monitor.decode import ConnEvent, ConnFlag, Library, RecordFlag
 from monitor.wire.alerts import alert_name
 from monitor.wire.handshake import ENCRYPTED_ALERT, Wire, analyze
 from monitor.wire.http2 import Http2
 from monitor.wire.quic import Quic
 
-__all__ = ["SILENT_PEER_NS", "Exchange", "exchange_of", "given_up"]
+__all__ = ["Exchange", "exchange_of", "given_up"]
 
 RECORD_LOG_MAX: Final = 32  # bpf/event.h
 MERGED_MOST: Final = 2048  # bpf/packet.bpf.c
 FOLDED_FROM: Final = 16  # likewise: of that many entries of the log, all but two stay as they are
 _DIR_TX, _DIR_RX = 1, 2  # bpf/event.h: last_dir
-# A SYN that was never answered is sent again after a second. A process that gives up later than
-# this waited for a silent peer; one that gives up earlier changed its mind.
-SILENT_PEER_NS: Final = 900_000_000
 _EPROTO: Final = "EPROTO"
 _RESET: Final = "ECONNRESET"
 _LIBRARIES: Final[dict[int, str]] = {

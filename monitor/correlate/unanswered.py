@@ -13,8 +13,11 @@ from conmon.record import Tls
 from monitor.decode import ConnEvent, ConnFlag, RecordFlag
 from monitor.wire.handshake import Wire
 
-__all__ = ["asks_inside", "secured_in_vain_us", "waited_in_vain_us"]
+__all__ = ["SILENT_PEER_NS", "asks_inside", "secured_in_vain_us", "waited_in_vain_us"]
 
+# A SYN that was never answered is sent again after a second. A process that gives up later than
+# this waited for a silent peer; one that gives up earlier changed its mind.
+SILENT_PEER_NS: Final = 900_000_000
 _HTTP_PROTOCOLS: Final = frozenset(("h2", "http/1.1", "http/1.0"))
 # A line that begins as a request does may be of something else, sent to who never answers (a log).
 _HTTP_METHODS: Final = frozenset((
@@ -60,7 +63,13 @@ def secured_in_vain_us(conn: ConnEvent, wire: Wire, tls: Tls) -> int | None:
         return None
     if wire.unsettled or not wire.turns_timed:
         return None
-    return max(0, (conn.end_ns - conn.connect_ns) // 1000 - wire.request_us)
+    end_us = (conn.end_ns - conn.connect_ns) // 1000
+    # HTTP/2's servers refuse by a frame that looks like any other; the program leaves upon it
+    if "h2" in (tls.alpn or ()) and conn.flags & ConnFlag.LOCAL_CLOSE:
+        heard_us = max((r.at_us for r in conn.records() if r.flags & RecordFlag.RX), default=0)
+        if heard_us >= wire.request_us and end_us - heard_us < SILENT_PEER_NS // 1000:
+            return None
+    return max(0, end_us - wire.request_us)
 
 
 def asks_inside(conn: ConnEvent, wire: Wire, tls: Tls) -> bool:

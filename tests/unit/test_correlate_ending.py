@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from monitor.decode import ConnFlag
-from tests.unit.events import RESET, World, at, conn
+from tests.unit.events import RESET, Capture, World, at, conn
 from tests.unit.test_correlate_build import (
     FULL,
     LOCAL,
@@ -69,9 +69,12 @@ def test_a_request_without_an_answer_has_failed(flags, after, error) -> None:
 
 @pytest.mark.parametrize(("sk_err", "error"), [(RESET, "ECONNRESET"), (32, "EPIPE")])
 def test_a_reset_instead_of_the_answer_keeps_its_name(sk_err, error) -> None:
-    for flags in (RX_RST, RX_RST | RX_FIN, RX_RST | LOCAL | HALF):
+    for flags in (RX_RST, RX_RST | LOCAL | HALF):
         record = record_of(asked(flags=flags, sk_err=sk_err))
         assert (record.state, record.error) == ("failed", error)
+    # the server had closed before
+    record = record_of(asked(flags=RX_RST | RX_FIN, sk_err=sk_err))
+    assert (record.state, record.error) == ("failed", "ENODATA")
 
 
 @pytest.mark.parametrize(
@@ -211,6 +214,33 @@ def test_a_request_inside_tls_without_an_answer(flags, end, error) -> None:
     # counted once the log was full
     late = after_handshake(REQUEST, flags=flags, end_ns=ended_ns, turn_count=1)
     assert (late.state, late.error) == ("closed", None)
+
+
+def http2(*said, end, flags=LOCAL):
+    """curl's request to nginx at 20 ms, and what came after it."""
+    capture = Capture("h2_curl_nginx")
+    opening = [
+        (12_000, 282, 23, True, True), (12_000, 282, 23, True, False),
+        (12_100, 57, 23, True, True), (19_000, 81, 23, False, True), (20_000, 61, 23, False, True),
+    ]  # fmt: skip
+    finished = 8 * next(
+        n
+        for n in range(len(capture.log) // 8)
+        if tls_record(capture, log=capture.log[: 8 * n], log_len=n).tls.result == "unused"
+    )
+    log = capture.log[:finished] + log_of([*opening, *said])
+    return tls_record(capture, flags, log=log, log_len=len(log) // 8, end_ns=at(end))
+
+
+def test_http2_s_own_frames_may_have_refused_the_request() -> None:
+    """RST_STREAM is as long as WINDOW_UPDATE, and one may leave upon it."""
+    acknowledged, refused = (20_300, 26, 23, True, True), (22_000, 30, 23, True, True)
+    waited = http2(acknowledged, end=1200)
+    assert (waited.state, waited.error) == ("failed", "ETIMEDOUT")
+    hung_up = http2(acknowledged, end=200, flags=RX_FIN)
+    assert (hung_up.state, hung_up.error) == ("failed", "ENODATA")
+    left = http2(acknowledged, refused, end=24)
+    assert (left.state, left.error) == ("closed", None)
 
 
 def test_a_kept_connection_that_was_reset_under_a_request_inside_tls() -> None:
