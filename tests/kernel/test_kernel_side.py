@@ -343,7 +343,8 @@ def test_what_does_not_fit_the_map_is_counted(small, net) -> None:
     watched.until(lambda: not watched.open_now())
     told = len(watched.conns)
     assert 0 < told <= 8
-    assert watched.counted("conn_full") >= MANY - told
+    # each once, though its connect() and its SYN were both refused
+    assert MANY - told <= watched.counted("conn_full") < 2 * (MANY - told)
     pair = Pair(net)
     pair.drop()
     assert len(watched.wait_for(told + 1)) == told + 1  # there is room again
@@ -359,7 +360,7 @@ def test_a_full_ring_loses_what_it_counts_and_no_more(small, net) -> None:
     elsewhere = len(list(watched.kernel.connections()))
     counted = watched.kernel.counters()
     assert counted["lost_conn"] > 0
-    assert counted["conns"] == len(told) + counted["lost_conn"] + counted["stale"] + elsewhere
+    assert counted["conns"] == len(told) + counted["lost_conn"] + elsewhere
     before = len(watched.conns)
     Pair(net).drop()
     watched.wait_for(before + 1)
