@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,15 @@ import ssl, sys, urllib.request
 context = ssl.create_default_context(cafile="/mnt/lab/ca.pem")
 print(urllib.request.urlopen(sys.argv[1], context=context).read().decode(), end="")
 """
+HOLD = """
+import ctypes, sys
+for name in sys.argv[1:]:
+    ctypes.CDLL(name)
+print(flush=True)
+sys.stdin.read()
+"""
+LIBRARIES = ("libc.so.6", "libssl.so.3", "libgnutls.so.30")
+WAIT_S = 20
 PROGRAMS = {
     "curl": ("openssl", ["curl", "-s", "--cacert", "/mnt/lab/ca.pem"]),
     "wget": ("gnutls", ["wget", "-qO-", "--ca-certificate=/mnt/lab/ca.pem"]),
@@ -49,12 +60,22 @@ class System:
     tls: Site
     name: str
 
-    def run(self, *command: str) -> Done:
-        """One of its programs, in the lab."""
+    def inside(self, *command: str) -> list[str]:
+        """The command line for one of its programs."""
         etc = Path("/etc/netns") / self.lab.here.name
         files = {etc / name: f"/etc/{name}" for name in ("resolv.conf", "hosts", "nsswitch.conf")}
         mounts = {**files, self.lab.folder: "/mnt/lab"}
-        return run(self.lab.here, inside(self.root, mounts, *command))
+        return inside(self.root, mounts, *command)
+
+    def doctor(self) -> dict[str, Any]:
+        arguments = ["-m", "monitor.cli.conmonctl", "doctor", "--json"]
+        done = subprocess.run(
+            python(self.root, self.mounts, *arguments, "--socket", self.daemon.socket),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode in (0, 1) and not done.stderr  # 1: what other programs lack
+        return json.loads(done.stdout)
 
     def record_of(self, done: Done) -> Record:
         (record,) = self.daemon.wait_for(lambda r: r["pid"] == done.pid)
@@ -100,24 +121,41 @@ def conmond(root: Path, mounts: dict[Path, str]) -> list[str]:
     return python(root, mounts, "-m", "monitor.cli.conmond", "--config", "")
 
 
+@pytest.fixture(scope="module")
+def held(system: System) -> Iterator[None]:
+    """The release's TLS libraries are in use, and so probed before a program needs that."""
+    inodes = set()
+    for name in LIBRARIES:
+        inodes.add((system.root / "usr/lib/x86_64-linux-gnu" / name).stat().st_ino)
+    holder = system.lab.here.popen(
+        system.inside("python3", "-c", HOLD, *LIBRARIES), stdin=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout.readline()
+        until = time.monotonic() + WAIT_S
+        while inodes:
+            assert time.monotonic() < until, system.doctor()["libraries"]
+            for library in system.doctor()["libraries"]:
+                if library["probed"]:
+                    inodes.discard(int(library["inode"].split(":")[2]))
+        yield
+    finally:
+        holder.communicate(timeout=WAIT_S)
+
+
 def test_nothing_is_missing(system):
     assert system.daemon.stderr == "ready"
-    arguments = ["-m", "monitor.cli.conmonctl", "doctor", "--json"]
-    done = subprocess.run(
-        python(system.root, system.mounts, *arguments, "--socket", system.daemon.socket),
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    said = json.loads(done.stdout)
+    said = system.doctor()
     assert [hook for hook in said["hooks"] if not hook["attached"]] == []
-    assert said["incomplete"] == [] if "incomplete" in said else True
+    assert said["lookups_seen"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_names_tls_and_response(system, program):
+def test_names_tls_and_response(system, held, program):
     source, command = PROGRAMS[program]
-    done = system.run(*command, f"https://{system.name}:{system.tls.port}/")
+    done = run(
+        system.lab.here, system.inside(*command, f"https://{system.name}:{system.tls.port}/")
+    )
     assert (done.code, done.stdout) == (0, ANSWER)
     record = system.record_of(done)
     assert record["state"] == "closed"
@@ -131,7 +169,8 @@ def test_names_tls_and_response(system, program):
 
 
 def test_http_in_the_clear(system):
-    done = system.run("curl", "-s", f"http://{system.name}:{system.plain.port}/")
+    url = f"http://{system.name}:{system.plain.port}/"
+    done = run(system.lab.here, system.inside("curl", "-s", url))
     assert done.stdout == ANSWER
     record = system.record_of(done)
     assert record["prot_specific"]["resp"] == 200
