@@ -24,7 +24,7 @@ from monitor.errors import LoadError
 
 __all__ = ["Image", "ImageCache", "MapSpec", "ProgramSpec", "Refusal"]
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _MAX_BYTES: Final = 4 << 20
 _MAX_IMAGES: Final = 8
 _LOAD_IMM64: Final = 0x18

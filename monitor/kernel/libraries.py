@@ -81,7 +81,7 @@ class Libraries:
         except SourceError as exc:
             return [f"{exc}; not seen: {', '.join(_UNSEEN[name] for name in programs)}"]
         targets = Targets(
-            uprobe.attach,
+            uprobe.attach_all,
             programs,
             find_returns=self._disassembler.find,
             watch=self._files,

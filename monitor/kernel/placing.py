@@ -18,9 +18,9 @@ _NOP5: Final = bytes.fromhex("0f1f440000")
 
 
 class Attach(Protocol):
-    """As `uprobe.attach`."""
+    """As `uprobe.attach_all`."""
 
-    def __call__(self, prog_fd: int, path: str, offset: int) -> int: ...
+    def __call__(self, prog_fd: int, path: str, offsets: Sequence[int]) -> list[int]: ...
 
 
 class FindReturns(Protocol):
@@ -58,7 +58,7 @@ class Placing:
     """Places probes.
 
     Args:
-        attach: as `uprobe.attach`.
+        attach: as `uprobe.attach_all`.
         programs: function -> its programs.
         find_returns: as `disassembler.Disassembler.find`.
         release: as `uprobe.release`.
@@ -99,14 +99,13 @@ class Placing:
             # Linux makes a system call of a probe there, which a sandbox need not let pass.
             placed.error = f"{name}: it begins with an instruction that is left to tracers"
             return
-        probes = [(programs.ret, place) for place in found.places]
-        probes.append((programs.entry, found.entry))
+        path = f"/proc/self/fd/{fd}"
         fds: list[int] = []
         try:
-            for prog_fd, place in probes:
-                if prog_fd is not None:
-                    fds.append(self._attach(prog_fd, f"/proc/self/fd/{fd}", place.offset))
-            for _, place in probes:
+            for prog_fd, places in ((programs.ret, found.places), (programs.entry, (found.entry,))):
+                if prog_fd is not None and places:
+                    fds += self._attach(prog_fd, path, [place.offset for place in places])
+            for place in (*found.places, found.entry):
                 if os.pread(fd, len(place.code), place.offset) != place.code:
                     raise SourceError("it was written to while it was looked at")
         except (SourceError, OSError) as exc:

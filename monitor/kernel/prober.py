@@ -139,7 +139,11 @@ class Prober:
                 self._silent = False
                 self._say("libraries are probed again")
             with suppress(ValueError, KeyError, TypeError):
-                self._report = _report(json.loads(said))
+                found = json.loads(said)
+                if "defect" in found:
+                    self._say(f"internal error, please report it: {found['defect']}")
+                else:
+                    self._report = _report(found)
 
     def sweep(self, now_ns: int) -> None:
         """Start it again if it ended; to be called every second or so."""
@@ -214,6 +218,8 @@ class Prober:
             try:
                 _become_prober(parent, theirs, self._programs)
                 _Work(theirs, Libraries(self._programs, self._failed, self._settings)).run()
+            except Exception as exc:  # noqa: BLE001  # a defect, told before it ends
+                _tell_of(theirs, exc)
             finally:
                 os._exit(1)
         gc.unfreeze()
@@ -248,6 +254,12 @@ def _become_prober(parent: int, channel: socket.socket, programs: Mapping[str, i
     if os.getppid() != parent:
         os._exit(1)
     libc.prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)  # the daemon's own may be above others'
+    # It may live a moment longer than the daemon, whose output others may wait for the end of.
+    silent = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(silent, number)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the daemon says when to end
@@ -256,6 +268,17 @@ def _become_prober(parent: int, channel: socket.socket, programs: Mapping[str, i
         if int(name) not in keep:
             with suppress(OSError):
                 os.close(int(name))
+
+
+def _tell_of(channel: socket.socket, exc: BaseException) -> None:
+    place = ""
+    step = exc.__traceback__
+    while step is not None:
+        place = f"{os.path.basename(step.tb_frame.f_code.co_filename)}:{step.tb_lineno}"
+        step = step.tb_next
+    with suppress(OSError):
+        said = {"defect": f"{type(exc).__name__} in {place}: {exc}"}
+        channel.send(json.dumps(said).encode(), socket.MSG_DONTWAIT)
 
 
 class _Work:

@@ -18,6 +18,7 @@ __all__ = [
     "PROGRAMS",
     "SOURCES",
     "TRACEPOINTS",
+    "UPROBES",
     "Program",
     "ProgramType",
 ]
@@ -40,6 +41,10 @@ SOURCES: Final = (
 
 # As the source says it: BPF_LICENSE in conn.bpf.c.
 LICENSE: Final = "Dual MIT/GPL"
+
+
+# enum bpf_attach_type: one attachment to many places of a file. Kernels before 6.6 take no notice.
+UPROBES: Final = 48
 
 
 class ProgramType(IntEnum):
@@ -81,22 +86,22 @@ PROGRAMS: Final = (
     _program("connect4_enter", ProgramType.CGROUP_SOCK_ADDR, 10),
     _program("connect6_enter", ProgramType.CGROUP_SOCK_ADDR, 11),
     _program("sock_release", ProgramType.CGROUP_SOCK, 34),
-    _program("getaddrinfo_enter", ProgramType.KPROBE),
-    _program("getaddrinfo_return", ProgramType.KPROBE),
-    _program("hostent_enter", ProgramType.KPROBE),
-    _program("hostent_return", ProgramType.KPROBE),
-    _program("hostent2_enter", ProgramType.KPROBE),
-    _program("hostent2_return", ProgramType.KPROBE),
-    _program("openssl_enter", ProgramType.KPROBE),
-    _program("openssl_return", ProgramType.KPROBE),
-    _program("gnutls_enter", ProgramType.KPROBE),
-    _program("gnutls_return", ProgramType.KPROBE),
-    _program("nss_enter", ProgramType.KPROBE),
-    _program("nss_return", ProgramType.KPROBE),
-    _program("wolfssl_enter", ProgramType.KPROBE),
-    _program("wolfssl_return", ProgramType.KPROBE),
-    _program("mbedtls_enter", ProgramType.KPROBE),
-    _program("mbedtls_return", ProgramType.KPROBE),
+    _program("getaddrinfo_enter", ProgramType.KPROBE, UPROBES),
+    _program("getaddrinfo_return", ProgramType.KPROBE, UPROBES),
+    _program("hostent_enter", ProgramType.KPROBE, UPROBES),
+    _program("hostent_return", ProgramType.KPROBE, UPROBES),
+    _program("hostent2_enter", ProgramType.KPROBE, UPROBES),
+    _program("hostent2_return", ProgramType.KPROBE, UPROBES),
+    _program("openssl_enter", ProgramType.KPROBE, UPROBES),
+    _program("openssl_return", ProgramType.KPROBE, UPROBES),
+    _program("gnutls_enter", ProgramType.KPROBE, UPROBES),
+    _program("gnutls_return", ProgramType.KPROBE, UPROBES),
+    _program("nss_enter", ProgramType.KPROBE, UPROBES),
+    _program("nss_return", ProgramType.KPROBE, UPROBES),
+    _program("wolfssl_enter", ProgramType.KPROBE, UPROBES),
+    _program("wolfssl_return", ProgramType.KPROBE, UPROBES),
+    _program("mbedtls_enter", ProgramType.KPROBE, UPROBES),
+    _program("mbedtls_return", ProgramType.KPROBE, UPROBES),
     _program("live_read", ProgramType.RAW_TRACEPOINT),
     _program("conn_forget", ProgramType.RAW_TRACEPOINT),
     _program("deep_write_enter", ProgramType.KPROBE, on_request=True),

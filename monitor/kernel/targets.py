@@ -101,7 +101,7 @@ class Targets:
     """Attaches probes to the files that need them, driven by mapping events.
 
     Args:
-        attach: as `uprobe.attach`.
+        attach: as `uprobe.attach_all`.
         programs: function -> its programs.
         find_returns: as `disassembler.Disassembler.find`.
         watch: as `file_watch.FileWatch`; None: nobody tells when a file is written to.

@@ -19,9 +19,19 @@ from pathlib import Path
 from typing import Final
 
 from monitor.errors import SourceError
+from monitor.kernel import bpf_syscall
 from monitor.kernel.perf import IOC_ENABLE, IOC_SET_BPF, PerfAttr, perf_event_open
 
-__all__ = ["UprobeError", "Warmer", "attach", "check_available", "place_of", "release", "settle"]
+__all__ = [
+    "UprobeError",
+    "Warmer",
+    "attach",
+    "attach_all",
+    "check_available",
+    "place_of",
+    "release",
+    "settle",
+]
 
 _WARM_NS: Final = 20_000_000  # how long a placed probe makes others quick
 _QUIET_NS: Final = 3_000_000_000
@@ -71,6 +81,32 @@ def attach(prog_fd: int | None, path: str, offset: int, *, pid: int = -1) -> int
     except OSError as exc:
         raise UprobeError(f"cannot probe {path}+{offset:#x}: {_reason(exc)}") from exc
     return fd
+
+
+def attach_all(prog_fd: int, path: str, offsets: Sequence[int]) -> list[int]:
+    """Run a BPF program whenever one of several instructions of a file is about to be executed.
+
+    Args:
+        prog_fd: a loaded program of type kprobe, for attachment to many places.
+        path, offsets: as of `attach`.
+    Returns:
+        Descriptors that hold the probes: one for all where the kernel can (6.6), else one for each.
+    Raises:
+        UprobeError: as `attach`; then there is none.
+    """
+    try:
+        return [bpf_syscall.link_uprobes(prog_fd, path, offsets)]
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise UprobeError(f"cannot probe {path}: {_reason(exc)}") from exc
+    fds: list[int] = []
+    try:
+        for offset in offsets:
+            fds.append(attach(prog_fd, path, offset))
+    except BaseException:
+        release(fds)
+        raise
+    return fds
 
 
 def release(fds: Sequence[int]) -> None:

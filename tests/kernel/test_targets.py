@@ -50,7 +50,7 @@ class Run:
         self.disassembler = Disassembler()
         self.files = FileWatch()
         self.targets = Targets(
-            uprobe.attach,
+            uprobe.attach_all,
             programs,
             find_returns=self.disassembler.find,
             watch=self.files,

@@ -34,6 +34,8 @@ class Work:
     def start(self):
         if self.starts == "never":
             time.sleep(60)
+        if self.starts == "badly":
+            raise ValueError("of a kind that nobody foresaw")
         return [f"libraries: {self.settings.libraries}"]
 
     def fileno(self) -> int:
@@ -147,3 +149,12 @@ def test_it_inherits_nothing_but_what_it_needs(prober: Prober, tmp_path) -> None
         links = f"/proc/{prober.pid}/fd"
         held = {os.readlink(f"{links}/{name}") for name in os.listdir(links)}
     assert str(ours.name) not in held
+
+
+def test_a_defect_of_its_own_is_told(prober: Prober, said, monkeypatch) -> None:
+    monkeypatch.setattr(Work, "starts", "badly")
+    prober.start()
+    while prober.fileno() is not None:
+        wait(prober)
+    assert said[0].startswith("internal error, please report it: ValueError in test_prober.py:")
+    assert "nobody foresaw" in said[0] and "prober ended" in said[1]

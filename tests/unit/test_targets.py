@@ -150,14 +150,14 @@ class World:
                 found[name] = Returns(place, (place,))
         return found
 
-    def attach(self, prog_fd: int, path: str, offset: int) -> int:
-        assert path.startswith("/proc/self/fd/") and offset > 0
+    def attach(self, prog_fd: int, path: str, offsets: list[int]) -> list[int]:
+        assert path.startswith("/proc/self/fd/") and all(offset > 0 for offset in offsets)
         if self.attach_fails(prog_fd):
             raise SourceError("cannot probe that")
         number = next(self._numbers)
         self.probes[number] = (prog_fd, prog_fd in RETURNS)
         self.on_attach()
-        return number
+        return [number]
 
     def release(self, fds) -> None:
         for fd in fds:
