@@ -143,7 +143,7 @@ def _streams(data: Sequence[Record], first: First, turns: Turns, after: After) -
         return
     turns.ask(data[first.request][0])
     if first.unsettled:
-        turns.unsettled = True
+        turns.open_request_us, turns.unsettled = None, True
         return
     if first.answer is not None:
         turns.answer(data[first.answer][0])
