@@ -24,8 +24,9 @@ from tests.lab.daemon import ROOT
 from tests.zoo.table import BUILDS, FIRST, SOURCES, Species
 
 ROUND_S = 60.0  # one round of the slowest takes 5 s on a busy machine
-QUIET_S = 20.0  # another conmond is waited for so long, so often
+QUIET_S = 20.0  # the end of others' probes is waited for so long, so often
 TRIES = 10
+PERF_EVENT = "anon_inode:[perf_event]"
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class Round:
     probed: frozenset[str]
     stderr: str
     alone: bool = False
-    """No other conmond was on the machine."""
+    """Nothing else on the machine held probes."""
 
     def differs(self, species: Species) -> str | None:
         """What it said or returned that it should not have; None where all is right."""
         if (self.stdout, self.code) == (species.stdout, species.code):
             return None
         words = f" {self.stderr[-400:]!r}" if self.stderr else ""
-        beside = "" if self.alone else " (beside another conmond)"
+        beside = "" if self.alone else " (beside others' probes)"
         return f"exit {self.code}, {self.stdout[-600:]!r}{words}{beside}"
 
 
@@ -70,17 +71,17 @@ class Phase:
         return {function for one in rounds for function in one.probed}
 
 
-def other_conmonds() -> list[int]:
-    """Processes that are a conmond of somebody else's: its probes are in every program here."""
+def others() -> list[int]:
+    """Processes that hold probes (or other perf events) and are none of ours, another conmond's."""
     parents: dict[int, int] = {}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             pid = int(folder.name)
             parents[pid] = int((folder / "stat").read_text("latin1").rpartition(")")[2].split()[1])
-            words = (folder / "cmdline").read_bytes().split(b"\0")[:4]
-            if any(b"monitor.cli.conmond" in word or word.endswith(b"/conmond") for word in words):
-                found.append(pid)
+            with os.scandir(folder / "fd") as descriptors:
+                if any(os.readlink(each.path) == PERF_EVENT for each in descriptors):
+                    found.append(pid)
 
     def is_ours(pid: int) -> bool:
         while pid > 1 and pid != os.getpid():
@@ -231,16 +232,16 @@ class Keeper:
             phase.probed |= self.looked_at()
         return phase
 
-    # A round that goes wrong beside somebody else's conmond says nothing about ours.
+    # A round that goes wrong beside somebody else's probes says nothing about ours.
     def _judged(self, species: Species, *, probed: bool) -> Round:
         for _ in range(TRIES):
-            beside = other_conmonds()
+            beside = others()
             one = self.run(species, probed=probed)
-            alone = not (beside or other_conmonds())
+            alone = not (beside or others())
             if alone or one.differs(species) is None:
                 return dataclasses.replace(one, alone=alone)
             deadline = time.monotonic() + QUIET_S
-            while other_conmonds() and time.monotonic() < deadline:
+            while others() and time.monotonic() < deadline:
                 time.sleep(0.1)
         return one
 
