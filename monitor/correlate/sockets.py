@@ -9,9 +9,9 @@ from monitor.decode import ConnEvent
 
 __all__ = ["Sockets"]
 
-# Of sockets whose connection ended, in each of two generations: 1.6 MB at most. Whoever connects a
+# Of sockets whose connection ended, in each of two generations: 3.3 MB at most. Whoever connects a
 # socket again does so soon, mostly.
-MAX_SOCKETS: Final = 8192
+MAX_SOCKETS: Final = 16_384
 
 
 class Sockets:

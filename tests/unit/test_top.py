@@ -25,6 +25,24 @@ class Daemon:
         return {"processes": [ROW], "total": 1, "lost": 0, "other": None}
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [({"other": {"opened": 7}, "untold": 0}, "7 more"), ({"other": None, "untold": 5}, "5 more"),
+     ({"other": None, "untold": 0}, None)],
+)  # fmt: skip
+def test_what_is_not_told_apart_is_said(answer, said):
+    words = []
+
+    async def run():
+        app = Top(Daemon(), {})
+        async with app.run_test():
+            app.screen.words = words.append
+            app.screen.show({**Daemon().processes(), **answer})
+
+    asyncio.run(run())
+    assert (said in words[-1]) if said else ("told apart" not in words[-1])
+
+
 @pytest.mark.parametrize("by", _BY)
 def test_the_filter_is_about_names_in_every_grouping(by):
     shown = {}

@@ -203,6 +203,9 @@ class _Groups(_Page):
         )
         if self.wanted:
             text += f", with {name(self.wanted, 20)!r}"
+        untold = held["other"]["opened"] if held["other"] else held.get("untold", 0)
+        if untold:
+            text += f"; {untold} more are not told apart"
         if held["lost"]:
             text += f"; {held['lost']} EVENTS LOST: too low"
         self.words(text)
