@@ -44,6 +44,7 @@ enum event_kind {
 	EVENT_EXIT = 5,   /* struct exit_event */
 	EVENT_DNS = 6,    /* struct dns_event, cut after its data */
 	EVENT_PLAIN = 7,  /* struct plain_event, cut after its data */
+	EVENT_FORK = 8,   /* struct fork_event */
 };
 
 struct event_header {
@@ -107,6 +108,8 @@ enum conn_flag {
 	CONN_LOOKUP_LOST = 1
 		<< 19, /* a lookup of its process was lost just before: another may seem to fit */
 	CONN_FOLDED = 1 << 20, /* small records received amid a body were taken out of log */
+	CONN_HTTP = 1
+		<< 21, /* a plain HTTP request came first: its head is in log, or handed over */
 };
 
 enum tls_library {
@@ -165,8 +168,10 @@ struct conn_event {
 	__u32 rx_next;
 	__u32 tx_record; /* TCP sequence of the next TLS record header */
 	__u32 rx_record;
-	__u16 log_merged; /* records left out of log: of a body that goes on */
-	__u16 log_last;   /* such a record's length and direction; 0 = the last was none */
+	__u16 log_merged; /* records left out of log: of a body that goes on;
+			   * CONN_HTTP: bytes of the request in it, 0 = handed over */
+	__u16 log_last;   /* such a record's length and direction; 0 = the last was none;
+			   * CONN_HTTP: bytes of tx_head that came before those */
 
 	__u16 family; /* AF_INET or AF_INET6, of the socket */
 	__u16 lport;
@@ -239,7 +244,7 @@ struct hello_event {
 	__u16 len;     /* bytes of data */
 	__u8 received; /* 1 = ServerHello */
 	__u8 number;   /* 1 first hello of its side, 2 after a HelloRetryRequest; 0 a QUIC datagram;
-			* 3 HTTP/2 in the clear */
+			* 3 HTTP/2 in the clear; 4 the head of a plain HTTP request */
 	__u8 data[HELLO_MAX];
 };
 
@@ -262,6 +267,16 @@ struct exec_long_event {
 	__u32 path_cut;
 	char path[PATH_LONG];
 	char slack[COMPONENT_LEN]; /* never valid: room the verifier asks for */
+};
+
+/* A process, not a thread, was forked: it knows what its parent knew. */
+struct fork_event {
+	struct event_header header;
+	__u64 ts_ns;
+	__u64 start_ns; /* of the new one, as in task_info */
+	__u64 parent_start_ns;
+	__u32 pid;
+	__u32 parent; /* tgid */
 };
 
 /* A process ended (its last thread, as the kernel sees the group leader go). */
@@ -382,5 +397,6 @@ _Static_assert(sizeof(struct live_figures) == 48, "mirrored in monitor/kernel/li
 _Static_assert(sizeof(struct loss) == 16, "mirrored in monitor/kernel/losses.py");
 _Static_assert(sizeof(struct ring_share) == 16, "mirrored in monitor/kernel/ring.py");
 _Static_assert(sizeof(struct exit_event) == 32, "mirrored in decode.py");
+_Static_assert(sizeof(struct fork_event) == 40, "mirrored in decode.py");
 
 #endif

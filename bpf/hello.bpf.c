@@ -76,7 +76,11 @@ static __always_inline void fill_hello(struct hello_event *e, struct conn_event 
 	e->seq = seq;
 	e->len = n;
 	e->received = rx;
-	e->number = c->flags & CONN_UDP ? 0 : c->flags & CONN_H2 ? 3 : rx ? c->hello_rx_seen : 1;
+	e->number = c->flags & CONN_UDP    ? 0
+		    : c->flags & CONN_H2   ? 3
+		    : c->flags & CONN_HTTP ? 4
+		    : rx                   ? c->hello_rx_seen
+					   : 1;
 }
 
 /*

@@ -34,6 +34,8 @@
 #define LATE_TLS_BYTES   256          /* sent before a ClientHello with no answer between: MySQL */
 #define HELLO_LEAST      40           /* bytes of a ClientHello's record: an alert has 2 */
 #define HTTP2_BYTES      2048         /* of each direction, for the first request's status */
+#define HTTP1_BYTES      1024         /* of a long request: fields before Host, and Host */
+#define HTTP1_MORE       128          /* half of the log */
 #define GOODBYE_MOST     100          /* GOAWAY and an alert take 63 to 85 */
 #define DNS_TURNS        256          /* of a TCP connection to port 53, whose bytes are kept */
 #define SSH_             0x2d485353U  /* "SSH-", little endian */
@@ -147,6 +149,12 @@ static __always_inline void detect_tls(struct __sk_buff *skb, struct tcp_part *p
 	if (size > record) /* in several records, whose headers come on top */
 		size += (size >> 5) + 4 * RECORD_HEADER;
 	size += RECORD_HEADER;
+	if (c->flags & CONN_HTTP) { /* it asked a proxy for a tunnel; the log is TLS's now */
+		c->flags &= ~CONN_HTTP;
+		c->log_len = 0;
+		c->log_merged = 0;
+		c->log_last = 0;
+	}
 	c->flags |= CONN_TLS;
 	if (c->last_dir)
 		c->flags |= CONN_TLS_LATE;
@@ -249,6 +257,60 @@ static __always_inline void detect_http2(struct conn_event *c)
 	c->flags |= CONN_H2;
 	c->hello_tx_left = HTTP2_BYTES;
 	c->hello_rx_left = HTTP2_BYTES;
+}
+
+/* Little endian. No others: what follows in other protocols may be a password. */
+static __always_inline bool is_method(u32 start)
+{
+	return start == 0x20544547U /* "GET " */ || start == 0x54534f50U /* POST */ ||
+	       start == 0x44414548U /* HEAD */ || start == 0x20545550U /* "PUT " */ ||
+	       start == 0x454c4544U /* DELETE */ || start == 0x4954504fU /* OPTIONS */ ||
+	       start == 0x43544150U /* PATCH */ || start == 0x504f5250U /* PROPFIND */ ||
+	       start == 0x4f504552U /* REPORT */ || start == 0x53425553U /* SUBSCRIBE */;
+}
+
+/*
+ * Of a plain connection that begins with an HTTP request: whom it asks for
+ * stands in its head. The TLS record log has no other use there and room for
+ * most heads; a long packet's is handed over. before: bytes of tx_head that
+ * came in earlier packets.
+ */
+static __always_inline void detect_http1(struct __sk_buff *skb, struct tcp_part *part,
+					 struct conn_event *c, u32 before)
+{
+	u32 less_one = part->len - 1;
+
+	if (c->tx_head_len < HEAD_SHORT || !is_method(*(u32 *)c->tx_head))
+		return;
+	c->flags |= CONN_HTTP;
+	c->log_last = before;
+	if (part->len > sizeof(c->log)) {
+		c->hello_tx_left = HTTP1_BYTES;
+		return;
+	}
+	BOUND(less_one, sizeof(c->log) - 1);
+	if (bpf_skb_load_bytes(skb, part->offset, c->log, less_one + 1))
+		return;
+	c->log_merged = less_one + 1;
+	c->log_len = (less_one + 8) / 8;
+}
+
+/* More of a head that came in pieces: half the log's room, so that the verifier sees it fit. */
+static __always_inline void continue_http1(struct __sk_buff *skb, struct tcp_part *part,
+					   struct conn_event *c)
+{
+	u32 have = c->log_merged;
+	u32 less_one = (part->len > HTTP1_MORE ? HTTP1_MORE : part->len) - 1;
+
+	if (have >= HTTP1_MORE || !have)
+		return;
+	BOUND(have, HTTP1_MORE - 1);
+	BOUND(less_one, HTTP1_MORE - 1);
+	if (bpf_skb_load_bytes(skb, part->offset, (u8 *)c->log + have, less_one + 1))
+		return;
+	have += less_one + 1;
+	c->log_merged = have;
+	c->log_len = (have + 7) / 8;
 }
 
 /* Whether TLS records of this connection are still noted. */
@@ -512,8 +574,16 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 	if (!c->first_tx_ns)
 		c->first_tx_ns = now;
 	if (c->tx_head_len < HEAD_SHORT && (!c->tx_head_len || c->last_dir == DIR_TX)) {
+		u32 before = c->tx_head_len;
+
 		copy_head(skb, part.offset, part.len, c->tx_head, &c->tx_head_len);
 		detect_http2(c);
+		detect_http1(skb, &part, c, before);
+	} else if (c->flags & CONN_HTTP) {
+		if (c->last_dir != DIR_TX)
+			c->hello_tx_left = 0; /* another request */
+		else if (!c->first_resp_ns)
+			continue_http1(skb, &part, c);
 	}
 	if (!(c->flags & CONN_TLS) && c->turn_count < LATE_TLS_TURNS) {
 		if (c->last_dir != DIR_TX)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * Programs started and ended. The executable's path is read here because a
+ * Processes forked, programs started and ended. The executable's path is read here because a
  * process that lives 5 ms is gone before user space could look.
  */
 #include "event.h"
@@ -78,6 +78,29 @@ static __always_inline void submit_long_path(struct exec_long_event *e)
 		return;
 	}
 	__sync_fetch_and_add(&held->produced, size);
+}
+
+/* What the parent has looked up the child may connect by. */
+int process_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	char *parent = (char *)ctx->args[0], *child = (char *)ctx->args[1];
+	char *leader = READ_PTR(parent, OFF_task_struct_group_leader);
+	struct fork_event *e;
+
+	if (READ_PTR(child, OFF_task_struct_group_leader) != child)
+		return 0; /* a thread */
+	e = reserve(sizeof(*e), SHARE_PROCESS, PROCESS_MOST, COUNT_LOST_EXEC);
+	if (!e)
+		return 0;
+	e->header.kind = EVENT_FORK;
+	e->header.size = sizeof(*e);
+	e->ts_ns = bpf_ktime_get_ns();
+	e->start_ns = READ_FIELD(u64, child, OFF_task_struct_start_boottime);
+	e->parent_start_ns = READ_FIELD(u64, leader, OFF_task_struct_start_boottime);
+	e->pid = READ_FIELD(u32, child, OFF_task_struct_tgid);
+	e->parent = READ_FIELD(u32, parent, OFF_task_struct_tgid);
+	events.ringbuf_submit(e, share_wakeup(sizeof(*e), SHARE_PROCESS, PROCESS_MOST));
+	return 0;
 }
 
 int process_exec(struct bpf_raw_tracepoint_args *ctx)

@@ -5,6 +5,8 @@ Source: MQTT 3.1.1 section 3 and MQTT 5.0 section 3; HTTP is in conmon/http1.py.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from .http1 import parse_heads as parse_http
 
 __all__ = ["parse_heads"]
@@ -25,6 +27,13 @@ def parse_heads(tx_head: bytes, rx_head: bytes) -> dict[str, object] | None:
         seen of ``resp`` (HTTP's status; MQTT's CONNACK code, 0: accepted), ``method`` and
         ``version``.
     """
+    found = _parsed(tx_head, rx_head)
+    return dict(found) if found is not None else None
+
+
+# The same request is sent, and answered alike, over and over.
+@lru_cache(maxsize=512)
+def _parsed(tx_head: bytes, rx_head: bytes) -> dict[str, object] | None:
     return _mqtt(tx_head, rx_head) or parse_http(tx_head, rx_head)
 
 

@@ -93,7 +93,7 @@ class Record(NamedTuple):
     container_pid: int | None = None  # the pid as the container sees it
     netns: int | None = None  # inode
     host: str | None = None
-    host_source: str | None = None  # lookup sni
+    host_source: str | None = None  # lookup sni http
     laddr: str | None = None
     lport: int | None = None
     raddr: str | None = None
@@ -115,7 +115,7 @@ class Record(NamedTuple):
     txn_source: str | None = None  # plain records h2_records
     greeting_us: int | None = None
     turns: Turns | None = None
-    prot_specific: dict[str, Any] | None = None  # protocol resp method version
+    prot_specific: dict[str, Any] | None = None  # protocol resp method version host
     tcp: Tcp | None = None
     duration_us: int | None = None
     error: str | None = None  # errno or EAI_ name
@@ -379,6 +379,7 @@ _PROT_SPECIFIC_READERS: dict[str, _Reader] = {
     "resp": _MAYBE_COUNT,
     "method": _MAYBE_TEXT,
     "version": _MAYBE_TEXT,
+    "host": _MAYBE_TEXT,
 }
 _TCP_READERS: dict[str, _Reader] = dict.fromkeys(Tcp._fields, _MAYBE_COUNT)
 

@@ -83,6 +83,8 @@ def _bars(record: Record) -> Iterator[_Bar]:
     if record.txn_resp_us is not None:
         specific = record.prot_specific or {}
         note = name(str(specific["protocol"])) + f" {specific.get('resp')}" if specific else ""
+        if specific.get("host") is not None:
+            note += f", asked for {name(str(specific['host']))}"
         yield _Bar("response", at, record.txn_resp_us, note)
     elif record.peer is not None and (record.tls is None or record.tls.result == "ok"):
         waited = waited_us(record)

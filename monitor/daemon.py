@@ -33,6 +33,7 @@ from monitor.decode import (
     CONN_BYTES,
     ConnEvent,
     ConnFlag,
+    DnsEvent,
     Event,
     ExecEvent,
     LookupEvent,
@@ -415,8 +416,9 @@ class Daemon:
                 self._view.deep_sessions.ended(event)
             if event.flags & ConnFlag.SYNC_FAIL:
                 event = self._with_errno(event)
-        elif isinstance(event, LookupEvent):
-            self._note_start(event.task.pid, event.task.start_ns)
+        elif isinstance(event, LookupEvent | DnsEvent):
+            if event.task.pid:  # of an answer on the wire nothing is known
+                self._note_start(event.task.pid, event.task.start_ns)
         elif isinstance(event, ExecEvent):
             self._identities.learn(event)
             if self._view.deep_sessions is not None:

@@ -25,6 +25,7 @@ __all__ = [
     "Event",
     "ExecEvent",
     "ExitEvent",
+    "ForkEvent",
     "HelloEvent",
     "Kind",
     "Library",
@@ -53,6 +54,7 @@ class Kind(IntEnum):
     EXIT = 5
     DNS = 6
     PLAIN = 7
+    FORK = 8
 
 
 # What is asked of every event is a plain int: up to Python 3.11 a member of an Enum takes five
@@ -91,6 +93,7 @@ class ConnFlag:
     END_UNSEEN: Final = 1 << 18
     LOOKUP_LOST: Final = 1 << 19
     FOLDED: Final = 1 << 20
+    HTTP: Final = 1 << 21
 
 
 class RecordFlag:
@@ -192,7 +195,7 @@ class ConnEvent(NamedTuple):
 
     Times are CLOCK_MONOTONIC nanoseconds and 0 where not seen, as the kernel wrote them; ports
     are host order; addresses 16 bytes in network order, IPv4 in the first four. ``log`` is raw
-    (struct tls_record, packed): see :meth:`records`.
+    (struct tls_record, packed): see :meth:`records` and :meth:`request_head`.
     """
 
     kind: int
@@ -265,6 +268,12 @@ class ConnEvent(NamedTuple):
         """The TLS records noted on the wire, in order of time."""
         return [TlsRecord._make(fields) for fields in _RECORD.iter_unpack(self.log)]
 
+    def request_head(self) -> bytes:
+        """The first bytes of a plain HTTP request (``ConnFlag.HTTP``), as far as they are in here:
+        of a long one a hello event has them."""
+        head = self.log[: self.log_merged]
+        return self.tx_head[: self.log_last] + head if self.log_last else head
+
 
 class LookupEvent(NamedTuple):
     """struct lookup_event: a call of getaddrinfo(), or of gethostbyname() and its kin, that
@@ -284,7 +293,7 @@ class LookupEvent(NamedTuple):
 
 
 class HelloEvent(NamedTuple):
-    """struct hello_event: bytes of a ClientHello or ServerHello."""
+    """struct hello_event: bytes of a ClientHello or ServerHello, or what stands in their place."""
 
     sk: int
     connect_ns: int
@@ -310,6 +319,16 @@ class ExitEvent(NamedTuple):
     ts_ns: int
     start_ns: int
     pid: int
+
+
+class ForkEvent(NamedTuple):
+    """struct fork_event."""
+
+    ts_ns: int
+    start_ns: int
+    parent_start_ns: int
+    pid: int
+    parent: int
 
 
 class DnsEvent(NamedTuple):
@@ -340,7 +359,9 @@ class PlainEvent(NamedTuple):
     data: bytes
 
 
-Event = DnsEvent | ConnEvent | LookupEvent | HelloEvent | ExecEvent | ExitEvent | PlainEvent
+Event = (
+    DnsEvent | ConnEvent | LookupEvent | HelloEvent | ExecEvent | ExitEvent | ForkEvent | PlainEvent
+)
 
 _HEADER: Final = struct.Struct("=II")
 _TASK: Final = struct.Struct("=QQQIIIIII16s")
@@ -353,6 +374,7 @@ _LOOKUP: Final = struct.Struct("=QQiHHHHI256s32s")
 _HELLO: Final = struct.Struct("=QQQIHBB")
 _EXEC: Final = struct.Struct("=QII")
 _EXIT: Final = struct.Struct("=QQII")
+_FORK: Final = struct.Struct("=QQQII")
 _DNS: Final = struct.Struct("=QQHHI")
 _PLAIN: Final = struct.Struct("=QQQQQQIIHBBI")
 
@@ -487,6 +509,10 @@ def _exit(data: memoryview) -> ExitEvent:
     return ExitEvent(ts_ns, start_ns, pid)
 
 
+def _fork(data: memoryview) -> ForkEvent:
+    return ForkEvent._make(_FORK.unpack_from(data, _HEADER.size))
+
+
 def _dns(data: memoryview) -> DnsEvent:
     sk, ts_ns, length, flags, seq = _DNS.unpack_from(data, _AFTER_TASK)
     at = _AFTER_TASK + _DNS.size
@@ -512,6 +538,7 @@ _DECODERS: Final[dict[int, Callable[[memoryview], Event]]] = {
     Kind.EXIT: _exit,
     Kind.DNS: _dns,
     Kind.PLAIN: _plain,
+    Kind.FORK: _fork,
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from monitor.correlate.lookups import Join
+from monitor.correlate.lookup import Join
 from monitor.decode import ConnEvent
 
 __all__ = ["Group", "Held", "HeldAttempts", "Trial", "belongs", "group_of", "trial_of"]

@@ -23,7 +23,7 @@ from monitor.correlate.ending import ending_of
 from monitor.correlate.exchange import exchange_of
 from monitor.correlate.hellos import Hellos
 from monitor.correlate.identity import Identity
-from monitor.correlate.lookups import Join, Lookup, sni_name
+from monitor.correlate.lookup import Asked, Join, Lookup, fold, sni_name
 from monitor.correlate.text import address_text, is_ipv4
 from monitor.correlate.unanswered import SILENT_PEER_NS
 from monitor.decode import ConnEvent, ConnFlag, Phase
@@ -124,6 +124,8 @@ def record_of(
     who: Identity,
     join: Join | None,
     literal: bool,
+    in_doubt: bool = False,
+    asked: Asked | None = None,
     hellos: Hellos | None,
     earlier: Sequence[ConnEvent] = (),
     lost: bool = False,
@@ -139,6 +141,8 @@ def record_of(
         who: the process.
         join: the lookup it came from.
         literal: the process handed the address to getaddrinfo() as a literal.
+        in_doubt: some name with its address was looked up, and perhaps it came from that.
+        asked: the host of its first HTTP request.
         hellos: its TLS hellos.
         earlier: the other attempts of the same connection.
         lost: events were lost that could belong to it.
@@ -175,14 +179,14 @@ def record_of(
         errnos = [attempt.errno for attempt in attempts if attempt.errno]
         error = errnos[-1] if errnos else _RESULT_ERROR.get(attempts[-1].result or "")
 
-    lookup = join.lookup if join else None
+    lookup = join.named if join else None
     host: str | None = None
     host_source: str | None = None
     start_ns = first_ns
     dns_us: int | None = None
     age_us: int | None = None
-    if lookup:
-        host, host_source = lookup.name, "lookup"
+    if join and lookup:
+        host, host_source = lookup.name, join.source
         answered_ns = lookup.end_before(first_ns)
         dns_us = _span((answered_ns - lookup.start_ns) // 1000)
         age_us = _span((connect_ns - lookup.end_before(connect_ns)) // 1000)
@@ -193,9 +197,11 @@ def record_of(
     if lost_hello and _lacks_hello(hellos, flags):
         exchange = exchange._replace(response_us=None, greeting_us=None, turns=None)
     tls, request_us = exchange.tls, exchange.response_us
-    asked = sni_name(tls.sni) if host is None and tls is not None and tls.sni else None
-    if asked is not None:
-        host, host_source = asked, "sni"
+    sni = sni_name(tls.sni) if host is None and tls is not None and tls.sni else None
+    if sni is not None:
+        host, host_source = sni, "sni"
+    elif host is None and asked is not None and asked.name is not None:
+        host, host_source = asked.name, asked.source
 
     state = "failed"
     if conn.phase != Phase.FAILED:
@@ -227,10 +233,12 @@ def record_of(
         peer=raddr if (conn.first_rx_ns if datagrams else established) else None,
         dns=lookup.addresses if lookup else None,
         dns_us=dns_us,
-        dns_disp=None if inbound or (lost and lookup is None) else _dns_disp(lookup, facts),
+        dns_disp=None
+        if inbound or (lost and lookup is None)
+        else _dns_disp(lookup, facts, in_doubt and not literal),
         dns_source=lookup.source if lookup else ("literal" if literal else None),
         dns_age_us=age_us,
-        dns_match=join.match if join else None,
+        dns_match=join.match if join and lookup else None,
         sockconn_us=(
             _span((established - connect_ns) // 1000)
             if established and not datagrams and not inbound
@@ -243,7 +251,7 @@ def record_of(
         txn_source=exchange.source,
         greeting_us=_span(exchange.greeting_us),
         turns=exchange.turns,
-        prot_specific=exchange.prot_specific,
+        prot_specific=_with_host(exchange.prot_specific, asked, host, raddr),
         tcp=(tcp_of(conn) if end_ns else tcp) if established else None,
         duration_us=_span((end_ns - connect_ns) // 1000) if end_ns else None,
         error=error,
@@ -275,10 +283,19 @@ def tcp_of(conn: ConnEvent) -> Tcp:
     )
 
 
-def _dns_disp(lookup: Lookup | None, facts: Facts) -> int | None:
+def _dns_disp(lookup: Lookup | None, facts: Facts, in_doubt: bool) -> int | None:
     if lookup is not None:
         return dns_disposition(lookup.ret)
-    return DNS_NONE if facts.lookups_seen else None
+    return DNS_NONE if facts.lookups_seen and not in_doubt else None
+
+
+# A request may ask for another host than the one that was looked up: both are told.
+def _with_host(
+    prot: dict[str, Any] | None, asked: Asked | None, host: str | None, raddr: str
+) -> dict[str, Any] | None:
+    if prot is None or asked is None or asked.host == fold(host or raddr):
+        return prot
+    return {**prot, "host": asked.host}
 
 
 def lookup_record(lookup: Lookup, *, facts: Facts, clock: Clock, who: Identity) -> Record:

@@ -22,27 +22,23 @@ open connections keep their lookups. ``now_ns`` is CLOCK_MONOTONIC throughout.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from conmon.names import AI_NUMERICHOST
 from conmon.record import Record, Tcp
+from monitor.correlate.asked import has_hellos, http_asked, says_whom, sni_asked
 from monitor.correlate.attempts import Held, HeldAttempts, Trial, group_of, trial_of
 from monitor.correlate.build import Clock, Facts, lookup_record, record_of
 from monitor.correlate.dns_wire import DnsTable
 from monitor.correlate.failed import FailedLookups
 from monitor.correlate.hellos import HelloTable
 from monitor.correlate.identity import Identities, Identity
-from monitor.correlate.lookups import (
-    AMBIGUOUS,
-    Ambiguous,
-    Join,
-    Lookup,
-    LookupTable,
-    sni_name,
-)
+from monitor.correlate.kin import Kin
+from monitor.correlate.lookup import Asked, Join, Lookup
+from monitor.correlate.lookups import AMBIGUOUS, Ambiguous, LookupTable, Nameless
 from monitor.correlate.losses import Losses, Lost
 from monitor.correlate.plain import TurnTable
 from monitor.correlate.sockets import Sockets
@@ -54,6 +50,7 @@ from monitor.decode import (
     Event,
     ExecEvent,
     ExitEvent,
+    ForkEvent,
     HelloEvent,
     LookupEvent,
 )
@@ -73,8 +70,6 @@ DEFERRED_HOLD_NS: Final = 50_000_000
 # the connection follows within this.
 LITERAL_NS: Final = 1_000_000_000
 RESOLVED: Final = "systemd-resolved"
-MAX_PARENTS: Final = 8192  # processes whose parent is remembered
-ANCESTORS: Final = 4  # generations looked back: Erlang's resolver is a great-grandchild
 
 
 AI_CANONNAME: Final = 0x2  # glibc and musl
@@ -132,7 +127,7 @@ class Correlator:
         self._held = HeldAttempts(most=MAX_HELD)
         self._deferred: list[ConnEvent] = []
         self._failed_lookups = FailedLookups(most=MAX_HELD)
-        self._parents: OrderedDict[int, int] = OrderedDict()
+        self._kin = Kin()
         self._losses = Losses()
         self._lookup_since_snapshot = False
         self._ended: deque[tuple[tuple[int, int], int]] = deque()
@@ -154,12 +149,15 @@ class Correlator:
                 self._hellos.add(event)
             case ExitEvent():
                 self._process_ended(event)
+            case ForkEvent():
+                asked = (event.parent, event.parent_start_ns) in self._dns
+                self._lookups.forked(event, asked=asked)
             case Lost():
                 self._losses.note(event)
             case ExecEvent():
-                self._parents[event.task.pid] = event.task.ppid
-                if len(self._parents) > MAX_PARENTS:
-                    self._parents.popitem(last=False)
+                task = event.task
+                self._lookups.replaced((task.pid, task.start_ns))
+                self._kin.executed(task)
         return []
 
     def wants_snapshot(self) -> bool:
@@ -286,9 +284,8 @@ class Correlator:
         """Return the name that an open connection was looked up by, as DNS compares it, where that
         is settled."""
         opened = self._open.get(key)
-        if opened is None or opened.join is None:
-            return None
-        return opened.join.lookup.folded
+        lookup = opened.join.named if opened is not None and opened.join is not None else None
+        return lookup.folded if lookup is not None else None
 
     def finish(self) -> list[Record]:
         """Settle everything that waits, because the monitor ends."""
@@ -303,26 +300,18 @@ class Correlator:
     def _lookup_returned(self, event: LookupEvent) -> list[Record]:
         self._lookup_since_snapshot = True
         if event.ret == 0:
-            self._failed_lookups.found(self._lookups.add(event, self._ancestors(event)))
+            self._failed_lookups.found(self._lookups.add(event, self._kin.ancestors(event.task)))
             return []
         if event.hint_flags & AI_NUMERICHOST:
             return []  # only asked whether the text is an address
         if event.hint_flags & AI_CANONNAME and event.name == self.facts.hostname:
             return []  # asked what this host is called in full: nothing was to be connected to
-        lookup = self._lookups.add(event, self._ancestors(event))
+        lookup = self._lookups.add(event, self._kin.ancestors(event.task))
         if self._lookups.has_twin(lookup):
             return []  # the name is there, in the other family
         if self._failed_lookups.hold(lookup, event, lookup.end_ns + HOLD_NS):
             return []
         return [self._lookup_failed(lookup)]
-
-    def _ancestors(self, event: LookupEvent) -> list[int]:
-        ancestors: list[int] = []
-        pid: int | None = event.task.ppid
-        while pid is not None and pid > 1 and len(ancestors) < ANCESTORS:
-            ancestors.append(pid)
-            pid = self._parents.get(pid)
-        return ancestors
 
     def _lookup_failed(self, lookup: Lookup) -> Record:
         task = lookup.task
@@ -347,7 +336,7 @@ class Correlator:
         if conn.flags & ConnFlag.INBOUND:
             return [self._record(conn, None, ())]
         if opened is not None and opened.joined:
-            join = opened.join or self._join_by_sni(conn)
+            join = self._join_by_request(conn, opened.join)
             return self._finish_conn(conn, join, opened.earlier)
         found = self._join(conn)
         if isinstance(found, Ambiguous):
@@ -361,31 +350,42 @@ class Correlator:
         self, conn: ConnEvent, in_order: Sequence[ConnEvent] | None = None
     ) -> Join | Ambiguous | None:
         if (conn.pid, conn.start_ns) in self._lookups:
-            found = self._lookups.join(conn, sni=lambda: self._sni(conn), in_order=in_order)
+            found = self._lookups.join(conn, asked=lambda: self._asked(conn), in_order=in_order)
+            if isinstance(found, Nameless):
+                return None
             if found is not None:
                 return found
         return self._other_join(conn)
 
-    # When it was last in doubt the ClientHello had perhaps not been sent.
-    def _join_by_sni(self, conn: ConnEvent) -> Join | None:
-        if self._sni(conn) is None:
-            return None
+    # When it was last looked at the ClientHello or the request had perhaps not been sent.
+    def _join_by_request(self, conn: ConnEvent, join: Join | None) -> Join | None:
+        said = self._asked(conn)
+        if said is None or (join is not None and said.name in (None, join.lookup.folded)):
+            return join
         found = self._join(conn)
-        return None if isinstance(found, Ambiguous) else found
+        if not isinstance(found, Join):
+            return join
+        return found if join is None or found.lookup.folded == said.name else join
 
     # What explains a connection where no lookup call of its own process does: DNS messages on the
     # wire, or a relative that looked the name up.
     def _other_join(self, conn: ConnEvent) -> Join | None:
-        if (conn.pid, conn.start_ns) in self._dns:
-            lookup = self._dns.lookup(conn, lambda: self._sni(conn))
+        process = (conn.pid, conn.start_ns)
+        if process in self._dns:
+            join = self._dns.join(conn, lambda: self._asked(conn))
             # c-ares' users hand what it found to getaddrinfo(), as a literal
-            if lookup is not None and (
-                conn.connect_ns - lookup.end_ns < LITERAL_NS
+            if join is not None and (
+                conn.connect_ns - join.lookup.end_ns < LITERAL_NS
                 or not self._lookups.literal_asked(conn)
             ):
-                return Join(lookup, "thread" if lookup.task.tid == conn.tid else "process")
+                return join
+        for ancestor, forked_ns in self._lookups.chain(process):
+            if ancestor in self._dns:
+                join = self._dns.join(conn, lambda: self._asked(conn), ancestor, forked_ns)
+                if join is not None:
+                    return join
         if self._lookups.may_help(conn.pid, conn.ppid):
-            return self._lookups.helped(conn, sni=lambda: self._sni(conn))
+            return self._lookups.helped(conn, asked=lambda: self._asked(conn))
         return None
 
     def _finish_conn(
@@ -393,7 +393,7 @@ class Correlator:
     ) -> list[Record]:
         self._lookups.connected(conn)
         if not conn.established_ns:
-            if join is None or conn.flags & ConnFlag.END_UNSEEN:
+            if join is None or join.named is None or conn.flags & ConnFlag.END_UNSEEN:
                 return [self._record(conn, join, ())]
             join.took(_key(conn), established=False)
             return self._hold(conn, join)
@@ -419,9 +419,10 @@ class Correlator:
     ) -> Record:
         if join is not None and conn.flags & ConnFlag.LOOKUP_LOST:
             # its own lookup may be the one that was lost
-            join = join if self._sni(conn) == join.lookup.folded else None
+            said = self._asked(conn)
+            join = join if said is not None and said.name == join.lookup.folded else None
         hellos = None
-        if conn.flags & (ConnFlag.TLS | ConnFlag.QUIC | ConnFlag.H2):
+        if has_hellos(conn):
             key = (conn.sk, conn.connect_ns)
             hellos = self._hellos.take(*key) if conn.end_ns else self._hellos.get(*key)
         plain = None
@@ -429,16 +430,18 @@ class Correlator:
             plain = self.plain.protocol(conn)
             if conn.end_ns:
                 self.plain.forget(conn)
+        literal, in_doubt = join is not None and join.lookup.is_literal, False
+        if join is None and not conn.flags & ConnFlag.INBOUND:
+            literal, in_doubt = self._unnamed(conn)
         return record_of(
             conn,
             facts=self.facts,
             clock=self.clock,
             who=self._who(conn),
             join=join,
-            literal=join is None
-            and not conn.flags & ConnFlag.INBOUND
-            and (conn.pid, conn.start_ns) in self._lookups
-            and self._lookups.literal_asked(conn),
+            literal=literal,
+            in_doubt=in_doubt,
+            asked=http_asked(conn, hellos),
             hellos=hellos,
             earlier=earlier,
             lost=self._losses.before(conn),
@@ -447,6 +450,16 @@ class Correlator:
             tcp=tcp,
             again=self._sockets.again(conn),
         )
+
+    # Whether the program gave the address as such, and whether the connection may have come from a
+    # lookup, but which one is not known.
+    def _unnamed(self, conn: ConnEvent) -> tuple[bool, bool]:
+        process = (conn.pid, conn.start_ns)
+        known = process in self._lookups
+        in_doubt = process in self._dns and self._dns.has_answer(conn)
+        if not in_doubt and (known or self._lookups.may_help(conn.pid, conn.ppid)):
+            in_doubt = self._lookups.has_answer(conn)
+        return known and self._lookups.literal_asked(conn), in_doubt
 
     def _who(self, conn: ConnEvent) -> Identity:
         return self._identities.identify(
@@ -458,17 +471,12 @@ class Correlator:
             cgroup_id=conn.cgroup_id,
         )
 
-    # The name that the peer was asked for, where TLS or QUIC is all that was spoken.
-    def _sni(self, conn: ConnEvent) -> str | None:
-        if not conn.flags & (ConnFlag.TLS | ConnFlag.QUIC) or conn.flags & ConnFlag.TLS_LATE:
+    # Whom its own bytes ask for.
+    def _asked(self, conn: ConnEvent) -> Asked | None:
+        if not says_whom(conn):
             return None
         hellos = self._hellos.get(conn.sk, conn.connect_ns)
-        if hellos is None:
-            return None
-        client = hellos.quic_client() if conn.flags & ConnFlag.QUIC else hellos.client
-        if client is None or client.sni is None:
-            return None
-        return sni_name(client.sni)
+        return sni_asked(conn, hellos) or http_asked(conn, hellos)
 
     # -- what waited --------------------------------------------------------------------------
 
@@ -550,13 +558,18 @@ class Correlator:
 
     def _process_ended(self, event: ExitEvent) -> None:
         process = event.pid, event.start_ns
-        self._parents.pop(event.pid, None)
+        self._kin.ended(event.pid)
+        self._lookups.ended(process, event.ts_ns)
         self._dns.process_ended(process, event.ts_ns)
         if process in self._lookups or process in self._dns:
             self._lookup_since_snapshot = True  # for what it leaves open
             self._ended.append((process, event.ts_ns))
         while self._ended and event.ts_ns - self._ended[0][1] > FORGET_NS:
             ended, at_ns = self._ended.popleft()
+            self._lookups.replaced(ended)
+            if self._lookups.is_needed(ended):
+                self._ended.append((ended, event.ts_ns))
+                continue
             self._lookups.forget(ended, at_ns)
             self._dns.forget(ended, at_ns)
         deadline = event.ts_ns + EXIT_HOLD_NS

@@ -8,26 +8,23 @@ Theory of operation of failures. All questions of one process for one name (A, A
 repetitions, the same over TCP) are one lookup. It failed when each was answered and none with
 records, and nothing followed for HOLD_NS; or when one stayed without an answer for GIVE_UP_NS or
 until its process ended. Names that differ only by what follows them are tries of a search list:
-one lookup too, by its shortest name.
+one lookup too, by its shortest name, or by the one that was found (see ``search``).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from conmon.names import EAI_AGAIN, EAI_NODATA, EAI_NONAME
-from monitor.correlate.lookups import (
-    FRESH_NS,
-    RIVALS_NS,
-    Evicted,
-    Lookup,
-    fold,
-    make_wire_lookup,
-)
-from monitor.correlate.text import AF_INET, AF_INET6, address_key
+from monitor.correlate.choice import RIVALS_NS, Evicted
+from monitor.correlate.dns_message import first_question, parse_answer
+from monitor.correlate.lookup import Ask, Join, Lookup, Match, make_wire_lookup
+from monitor.correlate.lookups import FRESH_NS
+from monitor.correlate.search import NEXT_TRY_NS, is_next_try
+from monitor.correlate.text import address_key
 from monitor.decode import ConnEvent, DnsEvent, DnsFlag, Task
 
 __all__ = ["DnsTable", "parse_answer"]
@@ -37,20 +34,17 @@ PER_PROCESS: Final = 512  # answers kept of one process
 TOTAL: Final = 4096  # ... and of all
 TOTAL_BYTES: Final = 2 << 20
 MAX_UNDECIDED: Final = 1024  # lookups that may yet fail
+MAX_OF_SERVERS: Final = 256
+MAX_FAILING: Final = 8  # of one process: as many lookups go on at one time
 MAX_STREAMS: Final = 256  # directions of TCP connections ...
 MAX_STREAM_BYTES: Final = 16_384  # ... and what one of them may hold back
 # A and AAAA of one lookup are asked together or one after the other.
 SAME_LOOKUP_NS: Final = 5_000_000_000
-NEXT_TRY_NS: Final = 100_000_000  # from one name of a search list to the next
+MAX_TRIES: Final = 16  # names of one lookup: resolvers take at most six search domains
 HOLD_NS: Final = 400_000_000
 GIVE_UP_NS: Final = 15_000_000_000  # glibc's longest wait for one server is 10 s
 _RESPONSE_BIT: Final = 0x80
 _TRUNCATED_BIT: Final = 0x02
-_A, _AAAA = 1, 28
-_MAX_RECORDS: Final = 128
-_MAX_NAME: Final = 255
-# type and class IN, and length, of an A and an AAAA record
-_ADDRESS_RECORDS: Final = {(b"\0\1\0\1", 4): AF_INET, (b"\0\x1c\0\1", 16): AF_INET6}
 _NXDOMAIN: Final = 3
 _NEVER: Final = 1 << 63
 
@@ -66,6 +60,8 @@ class _Exchange:
     size: int
     asked: bytes
     """The name in its question, as it stands there, in lower case."""
+    begun_ns: int
+    """When the lookup's first question was asked, other names of the search list included."""
     kind: int = 0
     name: str | None = None
     addresses: list[tuple[int, bytes]] | None = None
@@ -73,8 +69,8 @@ class _Exchange:
     stub: bool = False
     unsettled: bool = False
     """The server could not say, or not so long a thing: the question is asked again."""
-    lookup: Lookup | None = None  # made of this and what followed ...
-    lookup_parts: int = 0  # ... of so many
+    lookup: Lookup | None = None
+    """What this is a part of."""
 
     def parse(self) -> None:
         if self.addresses is None:
@@ -102,6 +98,16 @@ class _Undecided:
     """One came with records, or says to ask again over TCP."""
     asked_ns: dict[int, int] = field(default_factory=dict)
     """When each type was first asked for of those without an answer yet."""
+    kinds: set[int] = field(default_factory=set)
+    """The types asked for since begun_ns."""
+    begun_ns: int = 0
+    """As of an exchange."""
+    tries: tuple[bytes, ...] = ()
+    """The names asked for since then, this one last."""
+    before: _Undecided | None = None
+    """Of the name before it."""
+    root: _Undecided | None = None
+    """Of the first of them; None: this one."""
 
     def follows(self, ts_ns: int) -> bool:
         """Whether a question at that time is part of it."""
@@ -109,10 +115,45 @@ class _Undecided:
         repeated = self.waiting and not self.answered
         return ts_ns - self.last_ns <= (GIVE_UP_NS if repeated else SAME_LOOKUP_NS)
 
+    def is_anew(self, kind: int) -> bool:
+        """Whether a question for this type begins another lookup of the name."""
+        unsettled = self.ret == EAI_AGAIN and not self.answered  # asked again, of another server
+        asked = kind in self.kinds and kind not in self.asked_ns
+        return not self.kinds or (asked and not unsettled)
+
+    def begin(self, name: bytes, ts_ns: int, before: _Undecided | None) -> None:
+        """The next question begins a lookup, or goes on with one that asked for other names."""
+        self.kinds.clear()
+        if self.answered:
+            self.asked_ns.clear()
+        self.answered, self.ret, self.before = False, 0, before
+        if before is None:
+            self.begun_ns, self.tries, self.root = ts_ns, (name,), None
+            return
+        self.begun_ns, self.tries = before.begun_ns, (*before.tries, name)
+        self.root = before.root or before
+
+    def found(self) -> None:
+        """One came with records, so that none of the tries before it failed."""
+        tries: _Undecided | None = self
+        while tries is not None:
+            tries.answered = True
+            tries = tries.before
+
+    def is_tried_again(self, name: bytes, ts_ns: int) -> bool:
+        """Whether a question for another name, at that time, is the next try of this lookup."""
+        return (
+            not self.answered
+            and bool(self.ret)
+            and (not self.waiting or self.ret == EAI_NONAME)
+            and 0 <= ts_ns - self.last_ns < NEXT_TRY_NS
+            and len(self.tries) < MAX_TRIES
+            and is_next_try(self.tries, name)
+        )
+
     def ask(self, kind: int, ts_ns: int) -> None:
         """Take in a question."""
-        if self.answered and kind not in self.asked_ns:
-            self.asked_ns.clear()  # another lookup of the name
+        self.kinds.add(kind)
         self.asked_ns.setdefault(kind, ts_ns)
 
     def due_ns(self) -> int:
@@ -151,6 +192,9 @@ class DnsTable:
         self._evicted: dict[_Process, Evicted] = {}
         self._evicted_all_ns = 0  # the newest answer of a process of which none is kept any more
         self._undecided: OrderedDict[tuple[_Process, bytes], _Undecided] = OrderedDict()
+        self._of_servers: OrderedDict[tuple[_Process, bytes], _Undecided] = OrderedDict()
+        # the newest without records, of which a next try may follow
+        self._failing: OrderedDict[_Process, deque[_Undecided]] = OrderedDict()
         self._streams: OrderedDict[tuple[int, bool], _Stream] = OrderedDict()
 
     def __contains__(self, process: _Process) -> bool:
@@ -192,9 +236,12 @@ class DnsTable:
     def _question(self, key: tuple[int, int], event: DnsEvent, data: bytes) -> None:
         self._deadline_ns = None
         undecided = None
-        question = _first_question(data)
-        if question is not None and not event.flags & (DnsFlag.INSIDE | DnsFlag.SERVER):
+        question = first_question(data)
+        if question is not None and not event.flags & DnsFlag.INSIDE:
             undecided = self._undecided_of(event, question[0], data)
+            if undecided.is_anew(question[1]):
+                before_it = self._try_before(event, question[0], undecided)
+                undecided.begin(question[0], event.ts_ns, before_it)
             undecided.waiting.add(key)
             undecided.ask(question[1], event.ts_ns)
         before = self._asked.pop(key, None)
@@ -212,21 +259,49 @@ class DnsTable:
     def _undecided_of(self, event: DnsEvent, question: bytes, data: bytes) -> _Undecided:
         task = event.task
         name = ((task.pid, task.start_ns), question)
-        undecided = self._undecided.get(name)
+        # what a server asks to answer others is no failure of its own
+        server = event.flags & DnsFlag.SERVER
+        table, most = (
+            (self._of_servers, MAX_OF_SERVERS) if server else (self._undecided, MAX_UNDECIDED)
+        )
+        undecided = table.get(name)
         if undecided is None or not undecided.follows(event.ts_ns):
-            undecided = self._undecided[name] = _Undecided(task, event.ts_ns, event.ts_ns, data)
-            if len(self._undecided) > MAX_UNDECIDED:
-                self._undecided.popitem(last=False)
+            undecided = table[name] = _Undecided(task, event.ts_ns, event.ts_ns, data)
+            if len(table) > most:
+                table.popitem(last=False)
         undecided.last_ns = event.ts_ns
         undecided.stub = bool(event.flags & DnsFlag.STUB)
         return undecided
+
+    def _try_before(self, event: DnsEvent, name: bytes, undecided: _Undecided) -> _Undecided | None:
+        process = (event.task.pid, event.task.start_ns)
+        return next(
+            (
+                x
+                for x in reversed(self._failing.get(process, ()))
+                if x is not undecided and x.is_tried_again(name, event.ts_ns)
+            ),
+            None,
+        )
+
+    def _note_failing(self, undecided: _Undecided) -> None:
+        process = (undecided.task.pid, undecided.task.start_ns)
+        failing = self._failing.get(process)
+        if failing is None:
+            failing = self._failing[process] = deque(maxlen=MAX_FAILING)
+            if len(self._failing) > MAX_UNDECIDED:
+                self._failing.popitem(last=False)
+        else:
+            self._failing.move_to_end(process)
+        if undecided not in failing:
+            failing.append(undecided)
 
     def _answer(self, key: tuple[int, int], event: DnsEvent, data: bytes) -> None:
         asked = self._asked.pop(key, None)
         if asked is None:
             return
         undecided = asked.undecided
-        question = _first_question(data)
+        question = first_question(data)
         kind = question[1] if question else 0
         asked_ns = asked.asked_ns
         self._deadline_ns = None
@@ -238,11 +313,13 @@ class DnsTable:
             undecided.last_ns = event.ts_ns
             rcode = data[3] & 15
             if not rcode and (data[6:8] != b"\0\0" or data[2] & _TRUNCATED_BIT):
-                undecided.answered = True
+                undecided.found()
             elif not rcode:
                 undecided.ret = undecided.ret or EAI_NODATA
             else:
                 undecided.ret = EAI_NONAME if rcode == _NXDOMAIN else EAI_AGAIN
+            if not undecided.answered:
+                self._note_failing(undecided)
         process = (asked.task.pid, asked.task.start_ns)
         exchange = _Exchange(
             asked.task,
@@ -251,6 +328,7 @@ class DnsTable:
             data,
             len(data),
             question[0] if question else b"",
+            min(asked_ns, undecided.begun_ns) if undecided is not None else asked_ns,
             kind,
             unsettled=bool(data[2] & _TRUNCATED_BIT) or data[3] & 15 not in (0, _NXDOMAIN),
             stub=bool(event.flags & DnsFlag.STUB),
@@ -315,8 +393,13 @@ class DnsTable:
     # The undecided, those of one lookup together.
     def _tries(self) -> list[list[tuple[tuple[_Process, bytes], _Undecided]]]:
         groups: list[list[tuple[tuple[_Process, bytes], _Undecided]]] = []
+        by_root: dict[int, list[tuple[tuple[_Process, bytes], _Undecided]]] = {}
         for key, undecided in sorted(self._undecided.items(), key=lambda item: item[0]):
             process, name = key
+            root = id(undecided.root or undecided)
+            if root in by_root:
+                by_root[root].append((key, undecided))
+                continue
             if groups:
                 (owner, stem), first = groups[-1][0]
                 if (
@@ -329,8 +412,10 @@ class DnsTable:
                     )
                 ):
                     groups[-1].append((key, undecided))
+                    by_root[root] = groups[-1]
                     continue
             groups.append([(key, undecided)])
+            by_root[root] = groups[-1]
         return groups
 
     def process_ended(self, process: _Process, now_ns: int) -> None:
@@ -342,6 +427,7 @@ class DnsTable:
 
     def forget(self, process: _Process, ended_ns: int) -> None:
         """Drop what a process was answered that ended, unless others of its threads went on."""
+        self._failing.pop(process, None)
         answers = self._answered.get(process)
         if answers is None or answers[-1].answered_ns > ended_ns:
             return
@@ -352,51 +438,101 @@ class DnsTable:
 
     # -- names of connections -----------------------------------------------------------------
 
-    def lookup(self, conn: ConnEvent, sni: Callable[[], str | None]) -> Lookup | None:
+    def join(
+        self, conn: ConnEvent, asked: Ask, process: _Process | None = None, by_ns: int = 0
+    ) -> Join | None:
         """The newest exchange of the connection's process that gave its address, as a lookup; None
-        where none did, or where several names did and SNI is none of them: a wrong name would be
-        worse."""
-        process = (conn.pid, conn.start_ns)
-        answers = self._answered.get(process)
-        if answers is None:
-            return None
+        where none did, or where several names did and the connection asks for none of them: a
+        wrong name would be worse.
+
+        Args:
+            asked: whom its bytes ask for.
+            process: one that it was forked from ...
+            by_ns: ... and when.
+        """
+        own = process is None
+        process = process or (conn.pid, conn.start_ns)
+        known = self._known(conn, process, by_ns or conn.connect_ns)
         key = address_key(conn.family, conn.raddr)
-        known = [x for x in answers if x.answered_ns <= conn.connect_ns]
-        for exchange in known:
-            exchange.parse()
-        fits = [x for x in known if key in x.keys]
+        newest = {(x.name, x.kind): x for x in known if x.addresses}
+        fits = [
+            x
+            for x in known
+            if key in x.keys and not _is_replaced(x, newest[x.name, x.kind], key, conn.connect_ns)
+        ]
         if not fits:
             return None
         evicted = self._evicted.get(process)
         evicted_ns = evicted.but_for(fits[-1].asked) if evicted is not None else 0
         evicted_ns = max(evicted_ns, self._evicted_all_ns)
-        sure = len({x.name for x in fits}) == 1 and conn.connect_ns - evicted_ns > RIVALS_NS
+        alone = len({x.name for x in fits}) == 1
+        sure = alone and conn.connect_ns - evicted_ns > RIVALS_NS
         spent = conn.connect_ns - fits[-1].answered_ns > FRESH_NS
+        settled = False
         if not sure or spent:
-            asked = sni()
-            named = [x for x in fits if x.name == asked]
-            if not named and (not sure or asked is not None):
+            said = asked()
+            name = said.name if said is not None else None
+            named = [x for x in fits if x.name == name]
+            if said is not None and not name and said.key == key and spent:
+                return None  # it asks for the address as such
+            other = said is not None and name is not None and said.source == "sni"
+            if not named and (not sure or other):
                 return None
+            settled = bool(named) and not alone and said is not None and said.source == "http"
             fits = named or fits
-        newest = fits[-1]
-        parts = _parts_of(newest, known)
-        # One lookup is one object: attempts at its addresses find each other by it.
-        first = parts[0]
-        if first.lookup is None or first.lookup_parts != len(parts):
-            first.lookup_parts = len(parts)
-            first.lookup = self._make(newest, parts)
-        return first.lookup
+        lookup = _lookup_of(_parts_of(fits[-1], known), fits[-1])
+        match: Match = "host"
+        if own:
+            match = "thread" if lookup.task.tid == conn.tid else "process"
+        return Join(lookup, match, "http" if settled else "lookup")
 
-    @staticmethod
-    def _make(newest: _Exchange, parts: list[_Exchange]) -> Lookup:
-        return make_wire_lookup(
+    def has_answer(self, conn: ConnEvent) -> bool:
+        """Whether its process was answered with its address before."""
+        key = address_key(conn.family, conn.raddr)
+        known = self._known(conn, (conn.pid, conn.start_ns), conn.connect_ns)
+        return any(key in x.keys for x in known)
+
+    def _known(self, conn: ConnEvent, process: _Process, by_ns: int) -> list[_Exchange]:
+        known = [
+            x
+            for x in self._answered.get(process, ())
+            if x.answered_ns <= by_ns and (x.task.pid == conn.pid or x.task.uid == conn.uid)
+        ]
+        for exchange in known:
+            exchange.parse()
+        return known
+
+
+# Whether a newer answer for the same name has the address no more. One that another thread got at
+# about the same time leaves the older one its own.
+def _is_replaced(older: _Exchange, newest: _Exchange, key: bytes, connect_ns: int) -> bool:
+    if key in newest.keys or newest.asked_ns < older.answered_ns:
+        return False
+    aged = connect_ns - older.answered_ns > RIVALS_NS
+    return aged or newest.task.tid == older.task.tid
+
+
+# One lookup is one object, which grows with answers that come late: attempts at its addresses find
+# each other by it.
+def _lookup_of(parts: list[_Exchange], newest: _Exchange) -> Lookup:
+    known = next((x.lookup for x in parts if x.lookup is not None), None)
+    if known is None or any(x.lookup is None for x in parts):
+        made = make_wire_lookup(
             newest.task,
             newest.name or "",
-            start_ns=min(x.asked_ns for x in parts),
-            end_ns=max(x.answered_ns for x in parts),
+            start_ns=min(x.begun_ns for x in parts),
+            end_ns=min((x.answered_ns for x in parts if x.addresses), default=newest.answered_ns),
+            later_end_ns=max(x.answered_ns for x in parts),
             answers=[answer for x in parts for answer in x.addresses or ()],
             stub=newest.stub,
         )
+        if known is None:
+            known = made
+        else:
+            known.grow_to(made)
+        for x in parts:
+            x.lookup = known
+    return known
 
 
 # The exchanges of one lookup: A and AAAA, and what was asked again because nothing came of it. The
@@ -439,67 +575,3 @@ def _failed_lookup(tries: list[_Undecided]) -> Lookup:
         answers=[],
         stub=first.stub,
     )
-
-
-def _first_question(data: bytes) -> tuple[bytes, int] | None:
-    """The name of the only question, in lower case, and its type if that is of an address."""
-    if data[4:6] != b"\0\1":
-        return None
-    at = 12
-    while at < len(data) and data[at]:
-        if data[at] > 63:
-            return None
-        at += 1 + data[at]
-    kind = data[at + 1 : at + 3]
-    if len(kind) < 2 or kind[1] not in (_A, _AAAA) or kind[0]:
-        return None
-    return data[12 : at + 1].lower(), kind[1]
-
-
-def parse_answer(data: bytes) -> tuple[str | None, list[tuple[int, bytes]]]:
-    """Read name and addresses out of a DNS response.
-
-    Returns:
-        The name asked for, without the dot at its end, and (family, 16 bytes) of each address in
-        its order; (None, []) for what cannot be read or answers no address question.
-    """
-    import dns.exception
-    import dns.name
-
-    if data[4:6] != b"\0\1":  # one question
-        return None, []
-    try:
-        # the library reads a chain of labels to its end before it finds the name too long
-        name, length = dns.name.from_wire(data[: 12 + _MAX_NAME], 12)
-    except (dns.exception.DNSException, ValueError, IndexError):
-        return None, []
-    at = 12 + length + 4
-    if at > len(data) or data[at - 4 : at - 2] not in (b"\0\1", b"\0\x1c"):
-        return None, []
-    addresses = _addresses(data, at)
-    if addresses is None:
-        return None, []
-    # some resolvers mix capitals in, to be told from forgers
-    return fold(name.to_text()), addresses
-
-
-# The addresses among the answers that begin there; None where they are not as they should be. By
-# hand, since a library makes an object of each record, 37 us: 13 ms for what 4 KB may hold.
-def _addresses(data: bytes, at: int) -> list[tuple[int, bytes]] | None:
-    addresses: list[tuple[int, bytes]] = []
-    for _ in range(data[6] << 8 | data[7]):
-        while at < len(data) and 0 < data[at] < 64:  # an owner's name is only stepped over
-            at += 1 + data[at]
-        if at >= len(data) or 64 <= data[at] < 192:
-            return None
-        at += 2 if data[at] else 1
-        if at + 10 > len(data):
-            return None
-        kind, size = data[at : at + 4], data[at + 8] << 8 | data[at + 9]
-        at += 10 + size
-        if at > len(data):
-            return None
-        family = _ADDRESS_RECORDS.get((kind, size))
-        if family is not None and len(addresses) < _MAX_RECORDS:
-            addresses.append((family, data[at - size : at].ljust(16, b"\0")))
-    return addresses

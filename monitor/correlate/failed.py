@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from conmon.names import EAI_AGAIN, EAI_CANCELED
-from monitor.correlate.lookups import Lookup
+from monitor.correlate.lookup import Lookup
 from monitor.decode import LookupEvent
 
 __all__ = ["FailedLookups"]

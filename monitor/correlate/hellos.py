@@ -13,6 +13,7 @@ from monitor.wire.hello import (
     parse_client_hello,
     parse_server_hello,
 )
+from monitor.wire.http1 import HEAD_MOST, is_head_over, request_host
 from monitor.wire.http2 import Piece
 from monitor.wire.http2 import Reader as Http2Reader
 from monitor.wire.quic import Datagram
@@ -26,6 +27,7 @@ MAX_BYTES: Final = 4096  # HELLO_MAX in bpf/event.h
 MAX_PARTS: Final = 128  # of both hellos, each parsed with what came before; after that
 PART_BYTES: Final = 64  # ... once for so many more
 HTTP2: Final = 3  # HelloEvent.number of HTTP/2's first bytes
+HTTP1: Final = 4  # ... and of a plain HTTP/1 request's
 
 
 @dataclass(slots=True)
@@ -41,6 +43,16 @@ class Hellos:
     http2: Http2Reader | None = None
     """HTTP/2's first bytes. Its times, and QUIC's, are since the connection began."""
     quic: QuicReader | None = None
+    _head: bytes = b""
+    _host: str | None = None
+
+    def host(self, before: bytes = b"") -> str | None:
+        """Whom a plain HTTP/1 request asks for.
+
+        Args:
+            before: its bytes that came before those that were handed over.
+        """
+        return self._host if self._host is not None else request_host(before + self._head)
 
     def quic_client(self) -> ClientHello | None:
         """QUIC's ClientHello, from the datagrams sent so far."""
@@ -52,6 +64,9 @@ class Hellos:
         if event.number == HTTP2:
             self.http2 = self.http2 or Http2Reader()
             self.http2.add(Piece(at_us, event.seq, event.data), received=event.received)
+            return
+        if event.number == HTTP1:
+            self._add_head(event.data)
             return
         if not event.number:
             self.quic = self.quic or QuicReader()
@@ -81,6 +96,16 @@ class Hellos:
         self.server = parse_server_hello(self._server_bytes) or self.server
         if self.server is not None and not self.server.truncated:
             self._server_bytes = b""
+
+    # Of most requests the host is in the first piece, and nothing more needs to be kept.
+    def _add_head(self, data: bytes) -> None:
+        if self._host is not None or len(self._head) >= HEAD_MOST:
+            return
+        self._head = (self._head + data)[:HEAD_MOST]
+        if is_head_over(self._head):
+            self._host = request_host(self._head)
+            if self._host is not None:
+                self._head = b""
 
     # Whether to parse what is there: all of its first record at the latest.
     def _is_due(self, data: bytes, before: int) -> bool:

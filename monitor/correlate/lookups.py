@@ -1,10 +1,11 @@
 """Which lookup a connection came from.
 
 Theory of operation. A lookup belongs to one process; it can only explain a connection of that
-process to an address in its answer that began after it returned. Usually one name is left, asked
-for by the same thread or by another one. Where several names have the address, SNI decides, if
-there is one. Else a name is given only where one is left after what connections have used, for a
-wrong one is worse than none:
+process, or of one that was forked from it later, to an address in its answer that began after it
+returned. A newer answer for the same name takes its place. Usually one name is left, asked for by
+the same thread or by another one. Where several names have the address, what the connection's own
+bytes ask for decides: SNI, or an HTTP request's Host. Else a name is given only where one is left
+after what connections have used, for a wrong one is worse than none:
 
 ==============================  ==============================================================
 the connecting thread            what is taken
@@ -19,54 +20,33 @@ else                             nothing
 
 What earlier connections have used is known only when all of them are, and they close in any order:
 the choice is put off until then (a snapshot of the open ones).
+
+An address that was given as such, later than any name that has it, has no name.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
-from monitor.correlate.text import (
-    AF_INET,
-    AF_INET6,
-    address_key,
-    address_text,
-    is_ipv4_text,
-    printable_text,
-)
-from monitor.decode import ConnEvent, LookupEvent, LookupFlag, Task
+from monitor.correlate.choice import PER_PROCESS, RIVALS_NS, Process, decide, is_unused, one_name
+from monitor.correlate.lookup import Ask, Join, Lookup, make_lookup
+from monitor.correlate.text import address_key
+from monitor.decode import ConnEvent, ForkEvent, LookupEvent
 
-__all__ = [
-    "AMBIGUOUS",
-    "Ambiguous",
-    "Evicted",
-    "Join",
-    "Lookup",
-    "LookupTable",
-    "make_lookup",
-    "make_wire_lookup",
-]
+__all__ = ["AMBIGUOUS", "NAMELESS", "Ambiguous", "Chain", "LookupTable", "Nameless"]
 
 _T = TypeVar("_T")
 
-# A process seldom has more names in use than a browser has tabs' worth of hosts.
-PER_PROCESS: Final = 256
 # Bounds memory: a lookup takes about 1 KB here.
 TOTAL: Final = 8192
+FAIR: Final = 8  # lookups of a process that others' do not push out while others have more
 POOLED: Final = 4096  # names, answers and tasks that lookups share
-# Of names with a common address, one that no connection has used within this was asked for with
-# another purpose.
-RIVALS_NS: Final = 2_000_000_000
 # An answer that no connection has used for so long was not for one that SNI gives another name.
 FRESH_NS: Final = 1_000_000_000
-# Answers that came together are connected to in one go, by a program that waits for nothing else.
-BURST_NS: Final = 5_000_000
-MAX_CONNECTORS: Final = 1024  # threads of a process that connect; with more, any may do anything
-MAX_ORPHANS: Final = 8
-TWIN_NS: Final = 100_000_000  # between the calls for the two families of a name
 TWINS_AMONG: Final = 32  # lookups of a process, the newest
 # Some programs have another process look names up for them: lynx and lftp a child for each, Erlang
 # a grandchild. What it found is connected to at once.
@@ -74,137 +54,26 @@ HELPER_NS: Final = 2_000_000_000
 HELPED_LATE_NS: Final = 10_000_000_000  # a connection may be told of so long after its begin
 PER_HELPED: Final = 32  # lookups kept by others for one process ...
 MAX_HELPED: Final = 2048  # ... and for so many processes
-
-
-@dataclass(slots=True, eq=False)
-class Lookup:
-    """A name that was asked for, and the answer."""
-
-    task: Task
-    name: str
-    start_ns: int
-    end_ns: int
-    ret: int
-    hint_flags: int
-    service_port: int
-    """Port in the answer; 0 where the caller gave no service."""
-    addresses: tuple[str, ...]
-    keys: frozenset[bytes]
-    cut: bool
-    is_literal: bool
-    hint_family: int = 0
-    later_end_ns: int = 0
-    """When the second of two calls, one for each family, returned; ``end_ns`` is the first's."""
-    folded: str = ""
-    """The name as DNS compares it."""
-    used: bool = False
-    """A connection was established from it."""
-    tried: set[bytes] = field(default_factory=set)
-    """Addresses that connections from it have begun to."""
-    kept: bool = False
-    """Its own process has connected by it, so it was not made for a relative."""
-    source: str = "getaddrinfo"
-    """The record's ``dns_source``."""
-    end_seen: bool = True
-
-    def end_before(self, connect_ns: int) -> int:
-        """When the answers were there that a connection begun then can have known."""
-        return self.later_end_ns if 0 < self.later_end_ns <= connect_ns else self.end_ns
-
-    def is_twin(self, other: Lookup) -> bool:
-        """Whether the same process asked for the same name's other family at the same time, which
-        is one lookup (curl asks for both, each in a thread of its own)."""
-        return (
-            {self.hint_family, other.hint_family} == {AF_INET, AF_INET6}
-            and self.folded == other.folded
-            and self.task.pid == other.task.pid
-            and self.task.start_ns == other.task.start_ns
-            and abs(self.start_ns - other.start_ns) < TWIN_NS
-        )
-
-    def _add_twin(self, other: Lookup) -> None:
-        self.start_ns = min(self.start_ns, other.start_ns)
-        self.later_end_ns = max(self.end_ns, other.end_ns)
-        self.end_ns = min(self.end_ns, other.end_ns)
-        self.addresses = tuple(dict.fromkeys((*self.addresses, *other.addresses)))
-        self.keys |= other.keys
-        self.cut = self.cut or other.cut
-        self.hint_family = 0
-
-
-Match = Literal["thread", "process", "host"]
-"""``host``: by another process of this host, a relative that looks names up for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """A lookup, and how it was matched: the record's ``dns_match``."""
-
-    lookup: Lookup
-    match: Match
-
-    def took(self, key: bytes, *, established: bool) -> None:
-        """A connection has begun from it, to that address."""
-        lookup = self.lookup
-        lookup.tried.add(key)
-        if established:
-            lookup.used = True
-            lookup.kept = lookup.kept or self.match != "host"
+MAX_FORKED: Final = 8192  # processes that go on with what others looked up
+GENERATIONS: Final = 4  # a daemon forks twice before it forks its workers
 
 
 class Ambiguous:
     """Several lookups fit: ask again with ``in_order`` once all earlier connections are known."""
 
 
+class Nameless:
+    """No name is to be told, whatever else may know one: the connection asks for an address as
+    such, several names remain, or the only answers with the address were replaced."""
+
+
 AMBIGUOUS: Final = Ambiguous()
+NAMELESS: Final = Nameless()
 
-
-@dataclass(slots=True)
-class Evicted:
-    """When the newest answers came that are not kept any more."""
-
-    name: str | bytes = ""
-    name_ns: int = 0
-    others_ns: int = 0
-
-    def add(self, name: str | bytes, answered_ns: int) -> None:
-        """An answer for a name is let go."""
-        if name != self.name:
-            self.others_ns = max(self.others_ns, self.name_ns)
-            self.name, self.name_ns = name, 0
-        self.name_ns = max(self.name_ns, answered_ns)
-
-    def but_for(self, name: str | bytes) -> int:
-        """When the newest one for another name came; 0: there was none."""
-        return self.others_ns if name == self.name else max(self.others_ns, self.name_ns)
-
-
-@dataclass(slots=True)
-class _Process:
-    lookups: deque[Lookup] = field(default_factory=lambda: deque(maxlen=PER_PROCESS))
-    evicted: Evicted = field(default_factory=Evicted)
-    doubted_ns: int = 0
-    """Of what was answered by then nobody knows what has been connected to."""
-    connected_ns: dict[int, int] = field(default_factory=dict)
-    """When each thread that connects did so last."""
-    stacked: bool = False
-    """A thread that connects has asked for two names in a row: one was for another thread."""
-    orphans: deque[set[int]] = field(default_factory=lambda: deque(maxlen=MAX_ORPHANS))
-    """The threads that may have asked for what one that never asked connected to."""
-
-    def crossing(self) -> bool:
-        """Whether threads that connect do so by each other's answers."""
-        if len(self.connected_ns) < 2:
-            return False
-        return self.stacked or any(x <= self.connected_ns.keys() for x in self.orphans)
-
-    def note(self, conn: ConnEvent) -> None:
-        """A thread has connected."""
-        if len(self.connected_ns) >= MAX_CONNECTORS:
-            self.stacked = True
-            return
-        at = self.connected_ns.get(conn.tid, 0)
-        self.connected_ns[conn.tid] = max(at, conn.connect_ns)
+_Key = tuple[int, int]  # pid, start
+Chain = tuple[tuple[_Key, int], ...]
+"""Processes that one was forked from, the nearest first, and when: what they knew by then, it
+knows."""
 
 
 class _Pool:
@@ -228,21 +97,25 @@ class LookupTable:
     def __init__(self, *, total: int = TOTAL) -> None:
         self._total = total
         self._count = 0
-        # least recently asked first
-        self._processes: OrderedDict[tuple[int, int], _Process] = OrderedDict()
-        # by the pid of whoever asked, and of the processes that it may have asked for
-        self._helped: OrderedDict[int, deque[Lookup]] = OrderedDict()
+        # least recently used first
+        self._processes: OrderedDict[_Key, Process] = OrderedDict()
+        # by the pid of whoever asked, and of the processes that it may have asked for: a lookup,
+        # and what started no later than its process's ancestor with that pid
+        self._helped: OrderedDict[int, deque[tuple[Lookup, int]]] = OrderedDict()
+        self._forked: OrderedDict[_Key, Chain] = OrderedDict()
+        self._forked_from: Counter[_Key] = Counter()
         self._pool = _Pool(POOLED)
         self._evicted_ns = 0  # end of the newest lookup of a process that is not kept any more
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, event: LookupEvent, ancestors: Sequence[int] = ()) -> Lookup:
+    def add(self, event: LookupEvent, ancestors: Sequence[tuple[int, int]] = ()) -> Lookup:
         """Take in a lookup that returned.
 
         Args:
-            ancestors: pids of the processes that the asking one descends from.
+            ancestors: of the processes that the asking one descends from, the pids, and when the
+                next one down from each was started.
         """
         lookup = make_lookup(event)
         pool = self._pool
@@ -253,36 +126,51 @@ class LookupTable:
         if process is not None and lookup.keys and lookup.hint_family:
             for twin in itertools.islice(reversed(process.lookups), TWINS_AMONG):
                 if twin.is_twin(lookup) and twin.keys:
-                    twin._add_twin(lookup)
+                    twin.add_twin(lookup)
                     return twin
         if process is None:
-            process = self._processes[key] = _Process()
+            process = self._processes[key] = Process()
         else:
             self._processes.move_to_end(key)
         if len(process.lookups) == PER_PROCESS:
-            self._count -= 1
-            process.evicted.add(process.lookups[0].folded, process.lookups[0].end_ns)
+            self._let_go(process)
         process.lookups.append(lookup)
         self._count += 1
-        for pid in (event.task.pid, *ancestors):
+        for pid, before_ns in ((event.task.pid, event.task.start_ns), *ancestors):
             helped = self._helped.get(pid)
             if helped is None:
                 helped = self._helped[pid] = deque(maxlen=PER_HELPED)
             else:
                 self._helped.move_to_end(pid)
-            helped.append(lookup)
+            helped.append((lookup, before_ns))
         self._forget_helped(lookup.end_ns - HELPER_NS - HELPED_LATE_NS)
-        while self._count > self._total:
+        if self._count > self._total:
+            self._make_room()
+        return lookup
+
+    def _let_go(self, process: Process) -> None:
+        oldest = process.lookups.popleft()
+        process.evicted.add(oldest.folded, oldest.end_ns)
+        self._count -= 1
+
+    # Who has very many gives way: a server that looked up one name when it started needs it for
+    # days.
+    def _make_room(self) -> None:
+        most = max(self._processes.values(), key=lambda x: len(x.lookups))
+        for _ in range(len(most.lookups) // 4 if len(most.lookups) > FAIR else 0):
+            self._let_go(most)
+        if self._count <= self._total:
+            return
+        while self._count > self._total - self._total // 64:  # to look for the largest is much work
             _, oldest = self._processes.popitem(last=False)
             self._count -= len(oldest.lookups)
             self._evicted_ns = max(self._evicted_ns, *(x.end_ns for x in oldest.lookups))
-        return lookup
 
     # Most processes end within seconds, and what they asked for is of use to a relative no longer.
     def _forget_helped(self, before_ns: int) -> None:
         while self._helped:
             pid, helped = next(iter(self._helped.items()))
-            if len(self._helped) <= MAX_HELPED and helped[-1].end_ns >= before_ns:
+            if len(self._helped) <= MAX_HELPED and helped[-1][0].end_ns >= before_ns:
                 return
             del self._helped[pid]
 
@@ -297,7 +185,48 @@ class LookupTable:
             if x.folded == lookup.folded
         )
 
-    def forget(self, process: tuple[int, int], ended_ns: int) -> None:
+    # -- processes ----------------------------------------------------------------------------
+
+    def forked(self, event: ForkEvent, *, asked: bool) -> None:
+        """A process was forked.
+
+        Args:
+            asked: its parent has asked DNS without a call of the C library's.
+        """
+        parent, child = (event.parent, event.parent_start_ns), (event.pid, event.start_ns)
+        before = self._forked.get(parent, ())
+        if not (asked or before or parent in self._processes):
+            return
+        self.replaced(child)
+        chain: Chain = ((parent, event.ts_ns), *before)[:GENERATIONS]
+        self._forked[child] = chain
+        for process, _ in chain:
+            self._forked_from[process] += 1
+        if len(self._forked) > MAX_FORKED:
+            self.replaced(next(iter(self._forked)))
+
+    def replaced(self, process: _Key) -> None:
+        """A process has another program now, or is no more: what it was forked with is gone."""
+        for ancestor, _ in self._forked.pop(process, ()):
+            self._forked_from[ancestor] -= 1
+            if not self._forked_from[ancestor]:
+                del self._forked_from[ancestor]
+
+    def chain(self, process: _Key) -> Chain:
+        """The processes whose lookups it goes on with."""
+        return self._forked.get(process, ())
+
+    def is_needed(self, process: _Key) -> bool:
+        """Whether others go on with what this one looked up."""
+        return process in self._forked_from
+
+    def ended(self, process: _Key, at_ns: int) -> None:
+        """A process has ended, so that its pid may be another's."""
+        known = self._processes.get(process)
+        if known is not None:
+            known.ended_ns = at_ns
+
+    def forget(self, process: _Key, ended_ns: int) -> None:
         """Drop what a process asked for that ended, unless others of its threads went on."""
         known = self._processes.get(process)
         if known is None or known.lookups[-1].end_ns > ended_ns:
@@ -305,63 +234,129 @@ class LookupTable:
         del self._processes[process]
         self._count -= len(known.lookups)
 
-    def __contains__(self, process: tuple[int, int]) -> bool:
-        return process in self._processes
-
     def of(self, pid: int, start_ns: int) -> Iterator[Lookup]:
-        """A process's lookups, newest first."""
+        """A process's own lookups, newest first."""
         process = self._processes.get((pid, start_ns))
         return reversed(process.lookups) if process is not None else iter(())
 
+    def __contains__(self, process: _Key) -> bool:
+        return process in self._processes or process in self._forked
+
+    # -- joining ------------------------------------------------------------------------------
+
+    # Answers with the address that were there when a connection began, newest first: its own
+    # process's, then those it was forked with. Literals included, replaced ones too.
+    def _answers(self, conn: ConnEvent, key: bytes) -> Iterator[Lookup]:
+        process = self._processes.get((conn.pid, conn.start_ns))
+        if process is not None:
+            for x in reversed(process.lookups):
+                if key in x.keys and x.end_ns <= conn.connect_ns:
+                    yield x
+        for ancestor, forked_ns in self.chain((conn.pid, conn.start_ns)):
+            process = self._processes.get(ancestor)
+            for x in reversed(process.lookups) if process is not None else ():
+                if key in x.keys and x.end_ns <= forked_ns and x.task.uid == conn.uid:
+                    yield x
+
+    # Of each name, the newest answer with addresses of that family that was there when a connection
+    # began.
+    def _newest(self, conn: ConnEvent, family: int, names: set[str]) -> dict[str, Lookup]:
+        newest: dict[str, Lookup] = {}
+        own = (conn.pid, conn.start_ns)
+        for known, by_ns in ((own, conn.connect_ns), *self.chain(own)):
+            process = self._processes.get(known)
+            for x in reversed(process.lookups) if process is not None else ():
+                if x.folded not in names or x.end_ns > by_ns or x.cut:
+                    continue
+                if any(len(key) == family for key in x.keys):
+                    newest[x.folded] = x
+                    names.discard(x.folded)
+                    if not names:
+                        return newest
+        return newest
+
     def join(
-        self,
-        conn: ConnEvent,
-        *,
-        sni: Callable[[], str | None],
-        in_order: Sequence[ConnEvent] | None = None,
-    ) -> Join | Ambiguous | None:
+        self, conn: ConnEvent, *, asked: Ask, in_order: Sequence[ConnEvent] | None = None
+    ) -> Join | Ambiguous | Nameless | None:
         """Find the lookup that a connection came from.
 
         Args:
             conn: the connection.
-            sni: gives the name in its ClientHello, if there was one. Late TLS has another peer's.
+            asked: whom its bytes ask for. Late TLS has another peer's name.
             in_order: all doubtful connections from this one on, in the order in which they began;
                 those that began earlier have been through here.
         """
-        process = self._processes.get((conn.pid, conn.start_ns))
-        if process is None:
-            return None
         key = address_key(conn.family, conn.raddr)
-        fits = [
-            lookup
-            for lookup in reversed(process.lookups)
-            if key in lookup.keys and lookup.end_ns <= conn.connect_ns and not lookup.is_literal
-        ]
+        answers = list(self._answers(conn, key))
+        answers = [x for x in answers if x.service_port == conn.rport] or answers
+        fits = [x for x in answers if not x.is_literal]
         if not fits:
             return None
-        same_port = [x for x in fits if x.service_port == conn.rport]
-        fits = same_port or fits
-        alone = _one_name(fits)
-        evicted_ns = max(process.evicted.but_for(fits[0].folded), self._evicted_ns)
+        newest = self._newest(conn, len(key), {x.folded for x in fits})
+        fits = [x for x in fits if not _is_replaced(x, newest.get(x.folded), key, conn)]
+        if not fits:
+            return NAMELESS
+        if (conn.pid, conn.start_ns) in self._processes:
+            self._processes.move_to_end((conn.pid, conn.start_ns))
+        given: Lookup | None = None
+        if len(fits) < len(answers):
+            given = _given(conn, answers)
+            if given is not None:
+                stored = [x for x in fits if not x.direct and x.end_ns <= given.start_ns]
+                if not stored:
+                    return Join(given, _match(given, conn))
+                if in_order is None:
+                    return AMBIGUOUS
+                fits = stored
+            elif _is_rivalled(conn, key, answers):
+                return AMBIGUOUS if in_order is None else NAMELESS
+        own_fits = [x for x in fits if _is_of(x, conn)]
+        if any(is_unused(x, key) and conn.connect_ns - x.end_ns < RIVALS_NS for x in own_fits):
+            fits = own_fits
+        found = self._choose(conn, key, fits, asked, in_order)
+        if given is not None and isinstance(found, Join):
+            return replace(found, stored=True)
+        return found
+
+    def _choose(
+        self,
+        conn: ConnEvent,
+        key: bytes,
+        fits: list[Lookup],
+        asked: Ask,
+        in_order: Sequence[ConnEvent] | None,
+    ) -> Join | Ambiguous | Nameless | None:
+        process = self._processes.get((conn.pid, conn.start_ns))
+        alone = one_name(fits)
+        evicted_ns = self._evicted_ns
+        if process is not None:
+            evicted_ns = max(evicted_ns, process.evicted.but_for(fits[0].folded))
         sure = alone and conn.connect_ns - evicted_ns > RIVALS_NS
         spent = all(x.used or conn.connect_ns - x.end_ns > FRESH_NS for x in fits)
+        settled = False
         if not sure or spent:
-            name = sni()
-            if name is not None:
-                named = [x for x in fits if x.folded == name]
-                if not named and spent:
+            said = asked()
+            if said is not None and said.name is not None:
+                named = [x for x in fits if x.folded == said.name]
+                # a Host may be any server's behind the one that was looked up
+                if not named and spent and said.source == "sni":
                     return None
+                settled = bool(named) and not alone and said.source == "http"
                 fits = named or fits
-                alone = _one_name(fits)
+                alone = one_name(fits)
                 sure = alone and (bool(named) or sure)
+            elif said is not None and said.key == key and spent:
+                return NAMELESS
         if sure:
-            own = next((x for x in fits if x.task.tid == conn.tid), None)
-            return Join(own, "thread") if own else Join(fits[0], "process")
+            found = next((x for x in fits if x.task.tid == conn.tid and _is_of(x, conn)), fits[0])
+            return Join(found, _match(found, conn), "http" if settled else "lookup")
         if alone:
             return None  # what is not kept any more may have had the address, too
+        if process is None or not all(_is_of(x, conn) for x in fits):
+            return NAMELESS  # who forked it may have had another child use one of them
         if in_order is None:
             return AMBIGUOUS
-        return _decide(process, conn, key, fits, in_order)
+        return decide(process, conn, key, fits, in_order) or NAMELESS
 
     def connected(self, conn: ConnEvent) -> None:
         """Remember that its thread connects."""
@@ -377,53 +372,63 @@ class LookupTable:
         """
         for conn in conns:
             process = self._processes.get((conn.pid, conn.start_ns))
-            if process is None:
-                continue
-            before_ns = process.connected_ns.get(conn.tid, 0)
-            key = address_key(conn.family, conn.raddr)
-            asked = set()
-            knows = False
-            others = set()
-            for x in process.lookups:
-                if x.end_ns > conn.connect_ns or x.is_literal or not x.keys:
-                    continue
-                if x.task.tid == conn.tid:
-                    knows = knows or key in x.keys
-                    if before_ns < x.end_ns and before_ns < conn.connect_ns:
-                        asked.add(x.folded)
-                elif key in x.keys and _is_unused(x, key):
-                    others.add(x.task.tid)
-            process.stacked = process.stacked or len(asked) > 1
-            if not knows and others:
-                process.orphans.append(others)
-            process.note(conn)
+            if process is not None:
+                process.learn(conn)
+
+    # -- relatives ----------------------------------------------------------------------------
 
     def may_help(self, pid: int, ppid: int) -> bool:
         """Whether a relative of this process has looked up a name."""
         return pid in self._helped or ppid in self._helped
 
-    def helped(self, conn: ConnEvent, *, sni: Callable[[], str | None]) -> Join | None:
-        """Find the lookup that another process made for a connection: one that descends from the
-        connecting process, or the one that started it. Never by the address alone: None where
-        several names fit.
+    def helped(self, conn: ConnEvent, *, asked: Ask) -> Join | None:
+        """Find the lookup that another process of the same user made for a connection: one that
+        descends from the connecting process, or the one that started it. Never by the address
+        alone: None where several names fit.
         """
-        key = address_key(conn.family, conn.raddr)
-        parents = [x for x in self._helped.get(conn.ppid, ()) if x.task.pid == conn.ppid]
         fits = [
             x
-            for x in (*self._helped.get(conn.pid, ()), *parents)
-            if key in x.keys
-            and 0 <= conn.connect_ns - x.end_ns < HELPER_NS
-            and x.task.pid != conn.pid
-            and not x.is_literal
-            and not x.kept
+            for x in self._relatives(conn)
+            if conn.connect_ns - x.end_ns < HELPER_NS and not x.kept
         ]
-        name = sni() if fits else None
-        if name is not None:
-            fits = [x for x in fits if x.folded == name]
+        said = asked() if fits else None
+        if said is not None and said.name is not None:
+            named = [x for x in fits if x.folded == said.name]
+            fits = named if said.source == "sni" else named or fits
         if len({x.folded for x in fits}) != 1:
             return None
         return Join(max(fits, key=lambda x: x.end_ns), "host")
+
+    def _relatives(self, conn: ConnEvent) -> Iterator[Lookup]:
+        key = address_key(conn.family, conn.raddr)
+        for pid in (conn.pid, conn.ppid):
+            for x, before_ns in self._helped.get(pid, ()):
+                if (
+                    key in x.keys
+                    and x.end_ns <= conn.connect_ns
+                    and x.task.uid == conn.uid
+                    and not x.is_literal
+                    and (
+                        x.task.pid != pid and conn.start_ns <= before_ns
+                        if pid == conn.pid
+                        else x.task.pid == pid and self._lives(x, conn)
+                    )
+                ):
+                    yield x
+
+    # Whether a lookup's process was still there when a connection began: its pid is no other's.
+    def _lives(self, x: Lookup, conn: ConnEvent) -> bool:
+        process = self._processes.get((x.task.pid, x.task.start_ns))
+        if process is None or x.task.start_ns > conn.start_ns:
+            return False
+        return not process.ended_ns or process.ended_ns > conn.connect_ns
+
+    def has_answer(self, conn: ConnEvent) -> bool:
+        """Whether a name with its address was looked up before, by its process or for it."""
+        key = address_key(conn.family, conn.raddr)
+        if any(not x.is_literal for x in self._answers(conn, key)):
+            return True
+        return next(self._relatives(conn), None) is not None
 
     def literal_asked(self, conn: ConnEvent) -> bool:
         """Whether the process gave this very address, as a literal, to getaddrinfo()."""
@@ -434,160 +439,41 @@ class LookupTable:
         return any(x.is_literal and key in x.keys for x in process.lookups)
 
 
-def fold(name: str) -> str:
-    """Return a name as DNS compares it."""
-    return name.lower().rstrip(".")
+def _is_of(lookup: Lookup, conn: ConnEvent) -> bool:
+    return lookup.task.pid == conn.pid and lookup.task.start_ns == conn.start_ns
 
 
-def sni_name(sni: str) -> str | None:
-    """Return the name in a ClientHello as DNS compares it, None where it is an address.
-
-    Some clients send the port, too, and some an address (RFC 6066 section 3 forbids both).
-    """
-    name, _, rest = sni.partition(":")
-    if ":" in rest:
-        return None
-    name = fold(name)
-    return name if name and not is_ipv4_text(name) else None
-
-
-def _one_name(lookups: Sequence[Lookup]) -> bool:
-    first = lookups[0].folded
-    return all(x.folded == first for x in lookups)
-
-
-def _is_unused(lookup: Lookup, key: bytes) -> bool:
-    return not lookup.used and key not in lookup.tried
-
-
-# Several names fit, and SNI is none of them.
-def _decide(
-    process: _Process,
-    conn: ConnEvent,
-    key: bytes,
-    fits: Sequence[Lookup],
-    following: Sequence[ConnEvent],
-) -> Join | None:
-    unused = [x for x in fits if _is_unused(x, key) and conn.connect_ns - x.end_ns < RIVALS_NS]
-    own = [x for x in fits if x.task.tid == conn.tid]
-    fresh = [x for x in unused if x.task.tid == conn.tid]
-    if fresh:
-        if not _one_name(fresh) or fresh[0].folded != own[0].folded:
-            return None
-        rivals = any(x.folded != fresh[0].folded and x.task.tid != conn.tid for x in unused)
-        return None if rivals and process.crossing() else Join(fresh[0], "thread")
-    if own:
-        first = own[0]
-        answered_since = any(
-            x.folded != first.folded and x.end_ns > first.end_ns
-            for x in fits
-            if x.task.tid != conn.tid
-        )
-        again = _one_name(own) and not answered_since
-        return Join(first, "thread") if again and not process.crossing() else None
-    if conn.tid != conn.pid or process.connected_ns.keys() - {conn.tid}:
-        return None  # several threads connect, and nothing says which answer is whose
-    if unused and _one_name(unused):
-        return Join(unused[0], "process")
-    return _in_turn(process, conn, key, unused, following)
-
-
-# An event loop was given several answers at once. It connects by each, in the order of the
-# answers, before it does anything else; a program that looked names up beforehand does not.
-def _in_turn(
-    process: _Process,
-    conn: ConnEvent,
-    key: bytes,
-    unused: Sequence[Lookup],
-    following: Sequence[ConnEvent],
-) -> Join | None:
-    first: dict[str, Lookup] = {}
-    for x in sorted(unused, key=lambda x: x.end_ns):
-        first.setdefault(x.folded, x)
-    answers = list(first.values())
-    if not answers or answers[0].end_ns <= process.doubted_ns:
-        return None
-    before_ns = answers[-1].end_ns
-    burst = 0
-    for other in following:
-        if (other.pid, other.start_ns) != (conn.pid, conn.start_ns):
-            continue
-        if address_key(other.family, other.raddr) == key:
-            if other.connect_ns - before_ns >= BURST_NS:
-                break
-            before_ns = other.connect_ns
-            burst += 1
-    if burst != len(answers):
-        process.doubted_ns = answers[-1].end_ns
-        return None
-    return Join(answers[0], "process")
-
-
-def make_lookup(event: LookupEvent) -> Lookup:
-    """Turn the kernel's event into what is kept: text, and keys to match addresses by."""
-    addresses: dict[str, None] = {}
-    keys = set()
-    for answer in event.answers:
-        addresses[address_text(answer.family, answer.addr, answer.scope_id)] = None
-        keys.add(address_key(answer.family, answer.addr))
-    name = printable_text(event.name)
-    return Lookup(
-        task=event.task,
-        name=name,
-        folded=fold(name),
-        hint_family=event.hint_family,
-        start_ns=event.start_ns,
-        end_ns=event.end_ns,
-        end_seen=not event.flags & LookupFlag.LEFT,
-        ret=event.ret,
-        hint_flags=event.hint_flags,
-        service_port=event.answers[0].port if event.answers else 0,
-        addresses=tuple(addresses),
-        keys=frozenset(keys),
-        cut=bool(event.flags & LookupFlag.LONG),
-        is_literal=_is_literal(name, tuple(addresses)),
-    )
-
-
-def make_wire_lookup(
-    task: Task,
-    name: str,
-    *,
-    start_ns: int,
-    end_ns: int | None,
-    answers: list[tuple[int, bytes]],
-    ret: int = 0,
-    stub: bool = False,
-) -> Lookup:
-    """A lookup as DNS messages tell it.
-
-    Args:
-        end_ns: None where nobody answered.
-        answers: (family, 16 bytes) of each address.
-        ret: the EAI_ code that getaddrinfo() would have given.
-        stub: systemd-resolved was asked, at the address where it takes DNS.
-    """
-    return Lookup(
-        task=task,
-        name=name,
-        folded=fold(name),
-        start_ns=start_ns,
-        end_ns=end_ns or start_ns,
-        end_seen=end_ns is not None,
-        ret=ret,
-        hint_flags=0,
-        service_port=0,
-        addresses=tuple(dict.fromkeys(address_text(*answer) for answer in answers)),
-        keys=frozenset(address_key(*answer) for answer in answers),
-        cut=False,
-        is_literal=False,
-        source="resolved" if stub else "wire",
-    )
-
-
-def _is_literal(name: str, addresses: tuple[str, ...]) -> bool:
-    # getaddrinfo() reads 127.1 and 0x7f.1 as addresses too, in which case digits lead.
-    if ":" in name:
+# Whether the newest answer for the same name has the address no more. One that another thread got
+# at about the same time leaves the older one its own.
+def _is_replaced(x: Lookup, newest: Lookup | None, key: bytes, conn: ConnEvent) -> bool:
+    if newest is None or newest is x or key in newest.keys or newest.end_ns < x.end_ns:
+        return False
+    if newest.task.tid == x.task.tid or not is_unused(x, key):
         return True
-    last = name.rstrip(".").rpartition(".")[2]
-    return bool(last) and (last.isdecimal() or last[:2].lower() == "0x") and len(addresses) <= 2
+    return conn.connect_ns - x.end_ns > RIVALS_NS
+
+
+def _match(lookup: Lookup, conn: ConnEvent) -> Any:
+    if not _is_of(lookup, conn):
+        return "host"
+    return "thread" if lookup.task.tid == conn.tid else "process"
+
+
+# The address given as such that a connection is to: the newest answer is that, the connecting
+# thread's if it asked at all. A program may have looked it up and kept it as text; then no
+# connection has ever followed from the name without that. answers: newest first.
+def _given(conn: ConnEvent, answers: Sequence[Lookup]) -> Lookup | None:
+    own = [x for x in answers if x.task.tid == conn.tid and _is_of(x, conn)]
+    newest = (own or answers)[0]
+    return newest if newest.is_literal else None
+
+
+# Whether another thread gave the address as such at about the same time, so that who connects to
+# it may have had it from either.
+def _is_rivalled(conn: ConnEvent, key: bytes, answers: Sequence[Lookup]) -> bool:
+    if any(x.task.tid == conn.tid and _is_of(x, conn) for x in answers):
+        return False
+    return any(
+        x.is_literal and is_unused(x, key) and conn.connect_ns - x.end_ns < RIVALS_NS
+        for x in answers
+    )

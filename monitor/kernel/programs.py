@@ -78,6 +78,7 @@ def _program(
 PROGRAMS: Final = (
     _program("sock_set_state", ProgramType.RAW_TRACEPOINT),
     _program("sock_state_again", ProgramType.RAW_TRACEPOINT),
+    _program("process_fork", ProgramType.RAW_TRACEPOINT),
     _program("process_exec", ProgramType.RAW_TRACEPOINT),
     _program("process_exit", ProgramType.RAW_TRACEPOINT),
     _program("sock_error", ProgramType.RAW_TRACEPOINT),
@@ -116,6 +117,7 @@ PROGRAMS: Final = (
 # tracepoint -> program
 TRACEPOINTS: Final = {
     "inet_sock_set_state": "sock_set_state",
+    "sched_process_fork": "process_fork",
     "sched_process_exec": "process_exec",
     "sched_process_exit": "process_exit",
     "inet_sk_error_report": "sock_error",

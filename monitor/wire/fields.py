@@ -1,4 +1,5 @@
-"""HTTP/2's header fields, of which two are kept: what was asked for and how it was answered.
+"""HTTP/2's header fields, of which few are kept: what was asked for, of
+whom, and how it was answered.
 
 The library decodes whole blocks, 2 us a field and 0.2 us a byte in Huffman code, so both are
 bounded, over a connection and not for each block.
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fields"]
 
-_KEPT: Final = (b":method", b":status")
+_KEPT: Final = (b":method", b":status", b":authority", b"host")
 _MAX_BYTES: Final = 4096  # of one direction's blocks
 _MAX_FIELDS: Final = 96  # likewise
 _MAX_LIST: Final = 3500  # of a block, decoded; each field counts for 32 more (RFC 7541 section 4.1)
@@ -37,7 +38,7 @@ class Fields:
         """Decode a block.
 
         Returns:
-            ``:method`` and ``:status``, where they are in it.
+            ``:method``, ``:status``, ``:authority`` and ``host``, where they are in it.
         Raises:
             ValueError: it is malformed, or too much was read; so is what builds on it.
         """

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from monitor.wire.fields import Fields
+from monitor.wire.http1 import parse_authority
 
 __all__ = ["Http2", "Piece", "Reader", "analyze"]
 
@@ -130,11 +131,15 @@ class _Way:
 class Reader:
     """Reads the first bytes of a connection, as they come."""
 
-    __slots__ = ("_answered", "_answers", "_asked", "_method", "_sent_bytes", "_spent_us", "_ways")
+    __slots__ = (
+        "_answered", "_answers", "_asked", "_authority", "_method", "_sent_bytes", "_spent_us",
+        "_ways",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._ways = (_Way(len(PREFACE)), _Way(0))
         self._method = ""
+        self._authority = ""
         self._asked: dict[int, int] = {}  # stream: when its request began, the first one first
         self._answers: list[tuple[int, int, int | None]] = []  # when, stream, status
         self._answered = False  # the first request finally is
@@ -163,10 +168,12 @@ class Reader:
     # Only the first is looked into: what follows on another stream is a request whatever it says.
     def _request(self, at_us: int, stream: int, block: bytes) -> None:
         if not self._asked:
-            method = self._fields(self._ways[False], block).get(":method")
+            fields = self._fields(self._ways[False], block)
+            method = fields.get(":method")
             if method is None:
                 return
             self._method = method
+            self._authority = fields.get(":authority") or fields.get("host", "")
         self._asked.setdefault(stream, at_us)
 
     # Likewise: the status of one answer is told. On other streams the first block is the answer.
@@ -186,6 +193,12 @@ class Reader:
         except ValueError:
             way.ended = True
             return {}
+
+    def authority(self) -> str | None:
+        """The host that the first request asks for, as ``http1.request_host`` has it."""
+        if not self._authority or self._method == "CONNECT":
+            return None
+        return parse_authority(self._authority.encode("latin-1").lower())
 
     def seen(self) -> Http2:
         """What they said so far."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dns.message
+import dns.rrset
+import hpack
 import pytest
 
+from monitor.correlate.choice import PER_PROCESS
 from monitor.correlate.hellos import HelloTable
-from monitor.correlate.lookups import PER_PROCESS, LookupTable
-from monitor.decode import ConnFlag, ExecEvent, Task
+from monitor.correlate.lookups import LookupTable
+from monitor.decode import ConnFlag, DnsEvent, DnsFlag, ExecEvent, ForkEvent, Task
 from tests.unit.events import (
     PID,
     START_NS,
@@ -525,3 +529,347 @@ def test_other_threads_may_go_on_when_the_first_has_ended(world: World) -> None:
     world.feed(lookup(5000, "one.example", A, tid=PID + 1))
     world.feed(process_exit(60_000, PID + 1))
     assert only(world.feed(conn(60_001, A, tid=PID + 1, end=60_100))).host == "one.example"
+
+
+# -- addresses given as such ------------------------------------------------------------------
+
+
+def test_a_literal_given_after_the_name_was_used_has_no_name(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    assert only(world.feed(conn(10, A, end=20))).host == "one.example"
+    world.feed(lookup(25, A, A, end=26))
+    record = only(world.feed(conn(30, A, end=40)))
+    assert (record.host, record.dns, record.dns_us, record.dns_match) == (None, None, None, None)
+    assert (record.dns_source, record.dns_disp) == ("literal", 0)
+    # asked for by name again, it has that name again
+    world.feed(lookup(50, "one.example", A))
+    assert only(world.feed(conn(60, A, end=70))).host == "one.example"
+
+
+def test_a_literal_is_told_from_a_name_whose_connection_is_still_open(world: World) -> None:
+    world.feed(lookup(0, "one.example", V6))
+    first = conn(10, V6)
+    world.feed(lookup(25, V6, V6, end=26))
+    assert world.feed(conn(30, V6, end=40)) == []
+    record = only(world.snapshot(60, first))
+    assert (record.host, record.dns_source) == (None, "literal")
+    assert only(world.feed(ended(first, 900))).host == "one.example"
+
+
+def test_an_address_that_was_looked_up_and_kept_as_text_has_its_name_each_time(
+    world: World,
+) -> None:
+    world.feed(lookup(0, "one.example", A))
+    for ms in (3_000, 6_000):
+        world.feed(lookup(ms, A, A, end=ms + 1))
+        assert world.feed(conn(ms + 2, A, end=ms + 20)) == []
+        record = only(world.snapshot(ms + 100))
+        assert (record.host, record.dns_age_us) == ("one.example", ms * 1_000 - 3_000)
+
+
+def test_a_literal_of_a_thread_of_its_own_is_no_name(world: World) -> None:
+    world.feed(lookup(0, "one.example", A, tid=50))
+    assert only(world.feed(conn(10, A, end=20, tid=50))).host == "one.example"
+    world.feed(lookup(25, A, A, end=26, tid=51))
+    assert only(world.feed(conn(30, A, end=40, tid=51))).host is None
+    # who gave no literal goes on with the name
+    assert only(world.feed(conn(30, A, end=40, tid=50))).host == "one.example"
+
+
+def test_a_name_and_a_literal_of_other_threads_leave_a_doubt(world: World) -> None:
+    world.feed(lookup(0, A, A, end=4, tid=50), lookup(0, "one.example", A, end=5, tid=51))
+    assert world.feed(conn(10, A, end=20)) == []
+    record = only(world.snapshot(100))
+    assert (record.host, record.dns_source) == (None, "literal")
+
+
+# -- answers that newer ones replaced ---------------------------------------------------------
+
+
+def test_an_answer_that_a_newer_one_replaced_names_nothing(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), lookup(10, "one.example", B))
+    record = only(world.feed(conn(20, A, end=30)))
+    assert (record.host, record.dns_disp) == (None, None)
+    assert only(world.feed(conn(20, B, end=30))).host == "one.example"
+    # one that has it still is the one
+    world.feed(lookup(40, "one.example", A, B))
+    assert only(world.feed(conn(50, A, end=60))).host == "one.example"
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        lookup(10, "two.example", B),
+        lookup(10, "one.example", ret=-3),
+        lookup(200, "one.example", V6, hint_family=V6_ONLY, tid=9),  # another family's
+        lookup(10, "one.example", B, end=31),  # it came later
+        lookup(10, "one.example", B, flags=1),  # there was more than was read
+    ],
+    ids=["another name", "failed", "another family", "later", "cut"],
+)
+def test_what_says_nothing_of_an_address_does_not_replace_it(world: World, newer) -> None:
+    world.feed(lookup(0, "one.example", A), newer)
+    begin = 30 if newer.end_ns < at(31) or newer.end_ns == at(31) else 300
+    assert only(world.feed(conn(begin, A, end=begin + 10))).host == "one.example"
+
+
+def test_what_two_threads_are_answered_at_about_the_same_time_is_each_ones_own(
+    world: World,
+) -> None:
+    world.feed(lookup(0, "one.example", A, tid=50), lookup(1, "one.example", B, tid=51))
+    assert only(world.feed(conn(20, A, end=30, tid=50))).host == "one.example"
+    # used by now, and again once the newer answer is the one that counts
+    assert only(world.feed(conn(40, A, end=50, tid=50))).host is None
+
+
+# -- forks ------------------------------------------------------------------------------------
+
+CHILD, CHILD_START = 900, 500
+
+
+def fork(ms: float, child: int = CHILD, start_ns: int = CHILD_START, **parent: int) -> ForkEvent:
+    of, of_start = parent.get("of", PID), parent.get("of_start", START_NS)
+    return ForkEvent(at(ms), start_ns, of_start, child, of)
+
+
+def childs(begin: float, raddr: str = A, pid: int = CHILD, start_ns: int = CHILD_START, **more):
+    fields = {"pid": pid, "tid": pid, "start_ns": start_ns, "ppid": 1, "sk": int(begin), **more}
+    return conn(begin, raddr, end=begin + 10, **fields)
+
+
+def test_a_child_connects_for_days_by_what_its_parent_looked_up(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), fork(100))
+    day = 86_400_000
+    record = only(world.feed(childs(day)))
+    assert (record.host, record.dns_match, record.dns_us) == ("one.example", "host", 5_000)
+    assert record.dns_age_us == (day - 5) * 1_000
+    assert only(world.feed(childs(2 * day))).host == "one.example"
+
+
+def test_a_grandchild_does_whose_ancestors_have_gone(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), fork(100), process_exit(200))
+    world.feed(fork(300, 901, 501, of=CHILD, of_start=CHILD_START))
+    world.feed(process_exit(400, CHILD, CHILD_START))
+    for ms in range(10_000, 60_000, 5_000):
+        world.feed(process_exit(ms, 4))
+    assert only(world.feed(childs(70_000, pid=901, start_ns=501))).host == "one.example"
+    # with the last of them what was looked up goes, too
+    world.feed(process_exit(80_000, 901, 501))
+    for ms in range(90_000, 130_000, 5_000):
+        world.feed(process_exit(ms, 4))
+    assert len(world.core._lookups) == 0
+    assert not world.core._lookups._forked and not world.core._lookups._forked_from
+
+
+@pytest.mark.parametrize(
+    ("events", "made"),
+    [
+        ([fork(100)], {"uid": 33}),
+        ([fork(3)], {}),  # before the answer
+        ([fork(100, of_start=98)], {}),  # its pid was another's
+        ([fork(100)], {"start_ns": 501}),
+        ([fork(100)], {"raddr": B}),
+    ],
+    ids=["another user", "before", "parent's pid used again", "pid used again", "elsewhere"],
+)
+def test_what_a_child_cannot_know_names_nothing(world: World, events, made) -> None:
+    world.feed(lookup(0, "one.example", A), *events)
+    record = only(world.feed(childs(5_000, **made)))
+    assert (record.host, record.dns) == (None, None)
+
+
+def test_a_program_that_took_the_childs_place_knows_nothing(world: World) -> None:
+    task = Task(CHILD_START, 0, 0, 0, CHILD, CHILD, PID, 1000, 0, b"")
+    world.feed(lookup(0, "one.example", A), fork(100), ExecEvent(task, at(200), b"/bin/x"))
+    assert only(world.feed(childs(5_000))).host is None
+
+
+def test_of_several_names_a_child_was_forked_with_none_is_taken(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), lookup(6, "two.example", A), fork(100))
+    record = only(world.feed(childs(200)))
+    assert (record.host, record.dns_disp) == (None, None)
+    # what it looks up itself is its own
+    world.feed(lookup(300, "three.example", A, pid=CHILD, start_ns=CHILD_START))
+    assert only(world.feed(childs(310))).host == "three.example"
+
+
+def test_children_that_give_what_their_parent_kept_as_text_have_its_name(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    for number in range(3):
+        ms, pid = 3_000 * (number + 1), 900 + number
+        world.feed(fork(ms, pid, pid), lookup(ms + 10, A, A, end=ms + 11, pid=pid, start_ns=pid))
+        assert world.feed(childs(ms + 20, pid=pid, start_ns=pid)) == []
+        assert only(world.snapshot(ms + 100)).host == "one.example"
+
+
+def test_forks_are_bounded(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    for number in range(9_000):
+        world.feed(fork(10, 10_000 + number, number))
+    assert len(world.core._lookups._forked) == 8_192
+    assert world.core._lookups._forked_from[(PID, START_NS)] == 8_192
+
+
+def test_names_are_not_shared_across_users() -> None:
+    world = World()
+    root = child_of(PID, 700)._replace(uid=0)
+    world.feed(lookup(0, "one.example", A, end=10, pid=700)._replace(task=root))
+    assert only(world.feed(ended(conn(20, A), 100))).host is None
+    theirs = lookup(200, "two.example", B, end=210, pid=1234)
+    world.feed(theirs._replace(task=theirs.task._replace(uid=0)))
+    assert only(world.feed(ended(conn(220, B)._replace(ppid=1234), 300))).host is None
+
+
+def test_a_pid_used_again_is_no_relative() -> None:
+    world = World()
+    world.feed(lookup(0, "one.example", A, end=10, pid=1234), process_exit(15, 1234))
+    assert only(world.feed(ended(conn(20, A)._replace(ppid=1234), 100))).host is None
+    helper = child_of(PID, 700)._replace(start_ns=START_NS - 1)  # older than its parent's pid is
+    world.feed(lookup(0, "one.example", A, end=10, pid=700)._replace(task=helper))
+    assert only(world.feed(ended(conn(20, A, sk=7), 100))).host is None
+
+
+# -- a server's names outlive others' ---------------------------------------------------------
+
+
+def test_who_looks_up_very_many_names_gives_way_to_who_has_few() -> None:
+    table = LookupTable(total=1000)
+    table.add(lookup(0, "upstream.example", A))
+    for number in range(5_000):
+        table.add(lookup(10 + number, f"n{number}.example", B, pid=1 + number % 4))
+        assert len(table) <= 1000
+    assert [x.name for x in table.of(PID, START_NS)] == ["upstream.example"]
+
+
+# -- what the request asks for ----------------------------------------------------------------
+
+
+def http(connection, *fields: str, line: str = "GET / HTTP/1.1", prot: bool = True, **more):
+    """With this request in its event."""
+    head = "\r\n".join((line, *fields, "", "")).encode()
+    answered = {"rx_head": b"HTTP/1.1 200 OK\r\n".ljust(32, b"\0"), "rx_head_len": 17}
+    return connection._replace(
+        flags=connection.flags | int(ConnFlag.HTTP),
+        tx_head=head[:32].ljust(32, b"\0"),
+        tx_head_len=min(len(head), 32),
+        log=head.ljust(-(-len(head) // 8) * 8, b"\0"),
+        log_len=-(-len(head) // 8),
+        log_merged=len(head),
+        **(answered if prot else {}),
+        **more,
+    )
+
+
+def names_up_front(world: World, *names: str, address: str = A) -> None:
+    for number, name in enumerate(names):
+        world.feed(lookup(number, name, address, tid=50))
+
+
+@pytest.mark.parametrize("address", [A, V6])
+def test_the_host_of_a_request_decides_at_once(world: World, address: str) -> None:
+    names_up_front(world, "one.example", "two.example", address=address)
+    for name in ("two.example", "one.example"):
+        made = http(conn(20, address, end=30), f"Host: {name}:443")
+        record = only(world.feed(made))
+        assert (record.host, record.host_source, record.dns_disp) == (name, "http", 1)
+        assert record.prot_specific == {
+            "protocol": "http", "resp": 200, "method": "GET", "version": "1.1",
+        }  # fmt: skip
+
+
+def test_a_request_sent_later_corrects_what_was_settled_before(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), lookup(5_000, "two.example", A))
+    opened = conn(5_010, A)
+    world.snapshot(5_020, opened)
+    record = only(world.feed(http(ended(opened, 5_100), "Host: one.example")))
+    assert (record.host, record.host_source) == ("one.example", "http")
+
+
+def test_another_host_than_the_one_looked_up_is_told_beside_it(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    for begin in (20, 5_000):  # fresh, and kept for long
+        record = only(world.feed(http(conn(begin, A, end=begin + 9), "Host: www.example")))
+        assert (record.host, record.host_source) == ("one.example", "lookup")
+        assert record.prot_specific["host"] == "www.example"
+
+
+def test_a_host_that_is_none_of_several_names_leaves_them_in_doubt(world: World) -> None:
+    names_up_front(world, "one.example", "two.example")
+    assert world.feed(http(conn(20, A, end=30), "Host: www.example")) == []
+    record = only(world.snapshot(100))
+    assert (record.host, record.host_source) == ("www.example", "http")
+    assert (record.dns, record.dns_disp, record.dns_source) == (None, None, None)
+
+
+def test_the_host_stands_in_where_no_lookup_was_seen(world: World) -> None:
+    record = only(world.feed(http(conn(20, A, end=30), "Host: One.Example:443")))
+    assert (record.host, record.host_source, record.dns_disp) == ("one.example", "http", 0)
+
+
+@pytest.mark.parametrize(
+    "line", ["GET http://one.example/ HTTP/1.1", "CONNECT one.example:443 HTTP/1.1"]
+)
+def test_what_a_proxy_is_asked_for_is_not_its_name(world: World, line: str) -> None:
+    made = http(conn(20, A, end=30), "Host: one.example", line=line)
+    assert only(world.feed(made)).host is None
+
+
+def test_an_address_in_the_request_is_no_name(world: World) -> None:
+    world.feed(lookup(0, "one.example", A))
+    assert only(world.feed(conn(10, A, end=20))).host == "one.example"
+    record = only(world.feed(http(conn(30, A, end=40), f"Host: {A}:443")))
+    assert (record.host, record.host_source, record.dns) == (None, None, None)
+    assert "host" not in record.prot_specific
+    # just looked up, and put into a URL by the program itself
+    world.feed(lookup(50, "one.example", A))
+    record = only(world.feed(http(conn(60, A, end=70), f"Host: {A}")))
+    assert (record.host, record.prot_specific["host"]) == ("one.example", A)
+
+
+def test_ipv6_in_the_request_is_an_address(world: World) -> None:
+    record = only(world.feed(http(conn(30, V6, end=40), f"Host: [{V6}]:443")))
+    assert (record.host, "host" in record.prot_specific) == (None, False)
+
+
+def test_the_host_of_a_long_request_comes_as_an_event(world: World) -> None:
+    names_up_front(world, "one.example", "two.example")
+    opened = conn(20, A)
+    head = b"GET /" + b"x" * 300 + b" HTTP/1.1\r\nAccept: */*\r\nHost: one.exa"
+    world.feed(hello(opened, head, number=4), hello(opened, b"mple\r\n\r\n", number=4))
+    record = only(world.feed(ended(opened, 30, flags=ConnFlag.HTTP | ConnFlag.PACKETS)))
+    assert (record.host, record.host_source) == ("one.example", "http")
+    assert len(world.core._hellos) == 0
+
+
+def test_the_authority_of_http2_in_the_clear_decides(world: World) -> None:
+    names_up_front(world, "one.example", "two.example")
+    opened = conn(20, A)
+    encoder = hpack.Encoder()
+    block = encoder.encode([(":method", "POST"), (":path", "/"), (":authority", "two.example:50")])
+    frame = len(block).to_bytes(3, "big") + b"\1\4\0\0\0\1" + block
+    world.feed(hello(opened, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame, number=3))
+    record = only(world.feed(ended(opened, 30, flags=ConnFlag.H2 | ConnFlag.PACKETS)))
+    assert (record.host, record.host_source) == ("two.example", "http")
+
+
+def test_where_there_was_a_lookup_but_nobody_knows_which_that_is_not_none(world: World) -> None:
+    names_up_front(world, "one.example", "two.example")
+    assert world.feed(conn(20, A, end=30)) == []
+    assert only(world.snapshot(100)).dns_disp is None
+    assert only(world.feed(conn(120, B, end=130))).dns_disp == 0
+
+
+def test_a_doubt_between_two_names_is_not_settled_by_which_went_over_the_wire(
+    world: World,
+) -> None:
+    names_up_front(world, "one.example", "two.example")
+    question = dns.message.make_query("one.example", "A")
+    answer = dns.message.make_response(question)
+    answer.answer.append(dns.rrset.from_text("one.example.", 60, "IN", "A", A))
+    asker = Task(START_NS, 0, 0, 0, PID, 50, 1, 1000, 0, b"")
+    inside = int(DnsFlag.INSIDE)
+    world.feed(DnsEvent(asker, 1, at(0), inside, 0, question.to_wire()))
+    nobody = Task(0, 0, 0, 0, 0, 0, 0, 0, 0, b"")
+    world.feed(DnsEvent(nobody, 1, at(4), int(DnsFlag.RECEIVED), 0, answer.to_wire()))
+    assert world.feed(conn(20, A, end=30)) == []
+    assert only(world.snapshot(100)).host is None

@@ -26,6 +26,7 @@ from monitor.decode import (
     DnsEvent,
     ExecEvent,
     ExitEvent,
+    ForkEvent,
     HelloEvent,
     Kind,
     Library,
@@ -53,6 +54,7 @@ EVENTS = {
     "exit_event": Kind.EXIT,
     "dns_event": Kind.DNS,
     "plain_event": Kind.PLAIN,
+    "fork_event": Kind.FORK,
 }
 # Fields that say how much of the struct counts.
 GIVEN = {
@@ -235,6 +237,12 @@ def test_every_field_of_an_exit_is_read_from_its_place(compiled: Compiled) -> No
     assert event._asdict() == without(compiled.expected["exit_event"])
 
 
+def test_every_field_of_a_fork_is_read_from_its_place(compiled: Compiled) -> None:
+    event = decode(memoryview(compiled.run("fork_event")))
+    assert isinstance(event, ForkEvent)
+    assert event._asdict() == without(compiled.expected["fork_event"])
+
+
 def test_every_field_of_a_dns_message_is_read_from_its_place(compiled: Compiled) -> None:
     expected = without(compiled.expected["dns_event"])
     event = decode(memoryview(compiled.run("dns_event")))
@@ -296,6 +304,7 @@ SIZES = {
     Kind.EXIT: decoder._HEADER.size + decoder._EXIT.size,
     Kind.DNS: decoder._AFTER_TASK + decoder._DNS.size,
     Kind.PLAIN: decoder._HEADER.size + decoder._PLAIN.size,
+    Kind.FORK: decoder._HEADER.size + decoder._FORK.size,
 }
 
 
@@ -311,7 +320,7 @@ def test_a_byte_less_than_the_fixed_part_is_an_error_and_no_byte_more_is_needed(
             decode(memoryview(event_bytes(kind, bytes(SIZES[kind]))[:size]))
 
 
-@pytest.mark.parametrize("kind", [0, 8, 255, 0xFFFFFFFF])
+@pytest.mark.parametrize("kind", [0, 9, 255, 0xFFFFFFFF])
 def test_an_unknown_kind_is_an_error(kind: int) -> None:
     with pytest.raises(DecodeError):
         decode(memoryview(event_bytes(kind, bytes(4096))))

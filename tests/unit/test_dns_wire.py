@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.correlate.dns_wire import MAX_UNDECIDED, PER_PROCESS, DnsTable, parse_answer
-from monitor.decode import ConnFlag, DnsEvent, DnsFlag, Task
+from monitor.decode import ConnFlag, DnsEvent, DnsFlag, ForkEvent, Task
 from tests.unit.events import (
     PID,
     START_NS,
@@ -347,10 +347,13 @@ def test_the_same_name_asked_for_very_often_stays_certain():
     assert only(world.feed(ended(conn(2 * PER_PROCESS + 2, A), 3_000))).host == "one.example"
 
 
-def failing(name: str, rcode: int, asked: float, answered: float | None, **more: int):
+def failing(
+    name: str, rcode: int, asked: float, answered: float | None, *, kind: str = "", **more: int
+):
     events = []
-    for sk, kind in ((1, "A"), (2, "AAAA")):
-        question = dns.message.make_query(name, kind, id=7)
+    both = ((1, "A"), (2, "AAAA"))
+    for sk, asked_for in ((more.pop("sk", 1), kind),) if kind else both:
+        question = dns.message.make_query(name, asked_for, id=7)
         answer = dns.message.make_response(question)
         answer.set_rcode(rcode)
         events.append(event(question.to_wire(), asked, received=False, sk=sk, **more))
@@ -469,3 +472,138 @@ def test_what_a_process_was_answered_is_forgotten_after_its_end():
     assert (PID, START_NS) not in world.core._dns
     assert (world.core._dns._count, world.core._dns._bytes) == (0, 0)
     assert only(world.feed(ended(left, 60_100))).host == "one.example"
+
+
+# -- search lists -----------------------------------------------------------------------------
+
+
+def test_a_name_found_by_a_search_list_is_one_lookup_from_its_first_question_on():
+    world = World()
+    for kind, sk in (("A", 1), ("AAAA", 2)):
+        world.feed(*failing("api.other.ns.svc.test", 3, 0, 20 + sk, sk=sk, kind=kind))
+    world.feed(*exchange("api.other.svc.test", "A", A, asked=23, answered=40, sk=1))
+    world.feed(*exchange("api.other.svc.test", "AAAA", asked=23, answered=41, sk=2))
+    record = only(world.feed(ended(conn(50, A), 100)))
+    assert (record.host, record.dns_us) == ("api.other.svc.test", 41_000)
+    assert world.snapshot(60_000) == []
+    # ... and the next time just so, although all of its names are known
+    for kind, sk in (("A", 1), ("AAAA", 2)):
+        world.feed(*failing("api.other.ns.svc.test", 3, 2_000, 2_020 + sk, sk=sk, kind=kind))
+    world.feed(*exchange("api.other.svc.test", "A", A, asked=2_023, answered=2_050))
+    assert only(world.feed(ended(conn(2_060, A, sk=9), 2_100))).dns_us == 50_000
+    assert world.snapshot(60_000) == []
+
+
+def test_families_asked_for_in_turn_are_tried_in_turn():
+    world = World()
+    world.feed(*failing("api.ns.svc.test", 3, 0, 20, kind="A"))
+    world.feed(*failing("api.ns.svc.test", 3, 21, 40, kind="AAAA"))
+    world.feed(*failing("api.svc.test", 3, 41, 60, kind="A"))
+    world.feed(*failing("api.svc.test", 3, 61, 80, kind="AAAA"))
+    world.feed(*exchange("api.corp.example", "A", A, asked=81, answered=100))
+    world.feed(*exchange("api.corp.example", "AAAA", V6, asked=101, answered=120))
+    assert only(world.feed(ended(conn(130, V6), 200))).dns_us == 120_000
+    assert world.snapshot(60_000) == []
+
+
+def test_a_search_list_of_which_nothing_exists_fails_once():
+    world = World()
+    names = ("api.ns.svc.test", "api.svc.test", "api.test", "api.corp.example", "api")
+    for number, name in enumerate(names):
+        world.feed(*failing(name, 3, number * 20, number * 20 + 19))
+    record = only(world.snapshot(5_000))
+    assert (record.host, record.error, record.dns_us) == ("api", "EAI_NONAME", 99_000)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "begun"),
+    [
+        ("www.one.test", "www.two.test", 21),
+        ("api.ns.svc.test", "web.svc.test", 21),
+        ("api.ns.svc.test", "api.svc.test", 400),  # somebody thought about it
+    ],
+)
+def test_names_asked_for_one_after_the_other_are_each_their_own(first, second, begun):
+    world = World()
+    world.feed(*failing(first, 3, 0, 20))
+    world.feed(*exchange(second, "A", A, asked=begun, answered=begun + 20))
+    assert only(world.feed(ended(conn(begun + 30, A), begun + 60))).dns_us == 20_000
+    assert only(world.snapshot(60_000)).host == first
+
+
+def test_a_process_that_answers_questions_too_has_no_failure_of_what_it_found():
+    world = World()
+    world.feed(*failing("api.ns.svc.test", 3, 0, 20))
+    flags = int(DnsFlag.SERVER)
+    world.feed(*exchange("api.svc.test", "A", A, asked=21, answered=40, flags=flags))
+    assert only(world.feed(ended(conn(50, A), 100))).dns_us == 40_000
+    assert world.snapshot(60_000) == []
+
+
+# -- answers that come one after the other ----------------------------------------------------
+
+
+def test_an_attempt_begun_between_the_answers_is_of_the_same_connection():
+    world = World()
+    world.feed(*exchange("one.example", "AAAA", V6, asked=0, answered=20, sk=1))
+    question, answer = messages("one.example", "A", A)
+    world.feed(event(question, 1, received=False, sk=2))
+    tried = conn(25, V6, took=None)
+    world.snapshot(26, tried)
+    world.feed(event(answer, 30, received=True, sk=2))
+    record_of_winner = world.feed(conn(40, A, end=300))
+    assert [r.state for r in record_of_winner] == ["closed"]
+    first = World()
+    first.feed(*exchange("one.example", "AAAA", V6, asked=0, answered=20, sk=1))
+    first.feed(event(question, 1, received=False, sk=2))
+    assert first.feed(ended(tried, 27, sk_err=111)) == []
+    first.feed(event(answer, 30, received=True, sk=2))
+    record = only(first.feed(conn(40, A, end=300)))
+    assert [(x.raddr, x.result) for x in record.attempts] == [(V6, "refused"), (A, "ok")]
+    assert (record.dns_us, record.dns_age_us) == (20_000, 10_000)
+    assert record.dns == (A, V6) or record.dns == (V6, A)
+
+
+def test_an_answer_that_a_newer_one_replaced_names_nothing():
+    world = World()
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20))
+    world.feed(*exchange("one.example", "A", B, asked=100, answered=120))
+    record = only(world.feed(ended(conn(200, A), 300)))
+    assert (record.host, record.dns_disp) == (None, None)
+    assert only(world.feed(ended(conn(200, B, sk=9), 300))).host == "one.example"
+    # another family's says nothing of this one
+    world.feed(*exchange("one.example", "AAAA", V6, asked=400, answered=420))
+    assert only(world.feed(ended(conn(500, B, sk=10), 600))).host == "one.example"
+
+
+def test_what_two_threads_are_answered_at_about_the_same_time_is_each_ones_own():
+    world = World()
+    world.feed(*exchange("one.example", "A", A, asked=0, answered=20, tid=5, sk=1))
+    world.feed(*exchange("one.example", "A", B, asked=21, answered=40, tid=6, sk=2))
+    assert only(world.feed(ended(conn(50, A, tid=5), 300))).host == "one.example"
+
+
+def test_a_try_that_the_servers_could_not_answer_is_of_the_lookup_too():
+    world = World()
+    world.feed(*failing("api.ns.svc.test", 2, 0, 20, kind="A"))
+    world.feed(*failing("api.ns.svc.test", 2, 21, 40, kind="A"))  # of another server
+    world.feed(*exchange("api.svc.test", "A", A, asked=41, answered=60))
+    assert only(world.feed(ended(conn(70, A), 100))).dns_us == 60_000
+    assert world.snapshot(60_000) == []
+
+
+# -- forks ------------------------------------------------------------------------------------
+
+
+def test_a_child_connects_by_what_its_parent_was_answered():
+    world = World()
+    uid = conn(0).uid
+    asked, answer = exchange("one.example", "A", A, asked=0, answered=20)
+    world.feed(asked._replace(task=asked.task._replace(uid=uid)), answer)
+    world.feed(ForkEvent(at(30), 500, START_NS, 900, PID))
+    child = {"pid": 900, "tid": 900, "start_ns": 500}
+    record = only(world.feed(conn(50_000, A, end=50_100, **child)))
+    assert (record.host, record.dns_match, record.dns_source) == ("one.example", "host", "wire")
+    assert only(world.feed(conn(50_000, A, end=50_100, sk=3, **child, uid=33))).host is None
+    world.feed(*exchange("two.example", "A", B, asked=60_000, answered=60_020))  # since the fork
+    assert only(world.feed(conn(70_000, B, end=70_100, sk=4, **child))).host is None
