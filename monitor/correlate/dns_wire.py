@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from conmon.names import EAI_AGAIN, EAI_NODATA, EAI_NONAME
@@ -23,30 +23,30 @@ from monitor.correlate.choice import RIVALS_NS, Evicted
 from monitor.correlate.dns_message import first_question, parse_answer
 from monitor.correlate.lookup import Ask, Join, Lookup, Match, make_wire_lookup
 from monitor.correlate.lookups import FRESH_NS
-from monitor.correlate.search import NEXT_TRY_NS, is_next_try
 from monitor.correlate.text import address_key
+from monitor.correlate.undecided import (
+    SAME_LOOKUP_NS,
+    Process,
+    Undecided,
+    UndecidedTable,
+)
 from monitor.decode import ConnEvent, DnsEvent, DnsFlag, Task
 
 __all__ = ["DnsTable", "parse_answer"]
 
-MAX_QUESTIONS: Final = 4096  # waiting for their answer
+MAX_QUESTIONS: Final = 16_384  # waiting for their answer
 PER_PROCESS: Final = 512  # answers kept of one process
 TOTAL: Final = 4096  # ... and of all
 TOTAL_BYTES: Final = 2 << 20
-MAX_UNDECIDED: Final = 1024  # lookups that may yet fail
+MAX_UNDECIDED: Final = 8192  # lookups that may yet fail
 MAX_OF_SERVERS: Final = 256
 MAX_FAILING: Final = 8  # of one process: as many lookups go on at one time
 MAX_STREAMS: Final = 256  # directions of TCP connections ...
 MAX_STREAM_BYTES: Final = 16_384  # ... and what one of them may hold back
-# A and AAAA of one lookup are asked together or one after the other.
-SAME_LOOKUP_NS: Final = 5_000_000_000
-MAX_TRIES: Final = 16  # names of one lookup: resolvers take at most six search domains
-HOLD_NS: Final = 400_000_000
-GIVE_UP_NS: Final = 15_000_000_000  # glibc's longest wait for one server is 10 s
 _RESPONSE_BIT: Final = 0x80
 _TRUNCATED_BIT: Final = 0x02
 _NXDOMAIN: Final = 3
-_NEVER: Final = 1 << 63
+_QUESTION_BYTES: Final = 12 + 255 + 4  # header, the longest name, type and class
 
 
 @dataclass(slots=True, eq=False)
@@ -81,86 +81,6 @@ class _Exchange:
             self.raw = b""
 
 
-@dataclass(slots=True, eq=False)
-class _Undecided:
-    """All questions of a process for one name."""
-
-    task: Task
-    first_ns: int
-    last_ns: int
-    raw: bytes
-    waiting: set[tuple[int, int]] = field(default_factory=set)
-    ret: int = 0
-    """EAI_ code of an answer without records."""
-    stub: bool = False
-    """The server is systemd-resolved's stub."""
-    answered: bool = False
-    """One came with records, or says to ask again over TCP."""
-    asked_ns: dict[int, int] = field(default_factory=dict)
-    """When each type was first asked for of those without an answer yet."""
-    kinds: set[int] = field(default_factory=set)
-    """The types asked for since begun_ns."""
-    begun_ns: int = 0
-    """As of an exchange."""
-    tries: tuple[bytes, ...] = ()
-    """The names asked for since then, this one last."""
-    before: _Undecided | None = None
-    """Of the name before it."""
-    root: _Undecided | None = None
-    """Of the first of them; None: this one."""
-
-    def follows(self, ts_ns: int) -> bool:
-        """Whether a question at that time is part of it."""
-        # who got no answer asks again, after 5 s and more
-        repeated = self.waiting and not self.answered
-        return ts_ns - self.last_ns <= (GIVE_UP_NS if repeated else SAME_LOOKUP_NS)
-
-    def is_anew(self, kind: int) -> bool:
-        """Whether a question for this type begins another lookup of the name."""
-        unsettled = self.ret == EAI_AGAIN and not self.answered  # asked again, of another server
-        asked = kind in self.kinds and kind not in self.asked_ns
-        return not self.kinds or (asked and not unsettled)
-
-    def begin(self, name: bytes, ts_ns: int, before: _Undecided | None) -> None:
-        """The next question begins a lookup, or goes on with one that asked for other names."""
-        self.kinds.clear()
-        if self.answered:
-            self.asked_ns.clear()
-        self.answered, self.ret, self.before = False, 0, before
-        if before is None:
-            self.begun_ns, self.tries, self.root = ts_ns, (name,), None
-            return
-        self.begun_ns, self.tries = before.begun_ns, (*before.tries, name)
-        self.root = before.root or before
-
-    def found(self) -> None:
-        """One came with records, so that none of the tries before it failed."""
-        tries: _Undecided | None = self
-        while tries is not None:
-            tries.answered = True
-            tries = tries.before
-
-    def is_tried_again(self, name: bytes, ts_ns: int) -> bool:
-        """Whether a question for another name, at that time, is the next try of this lookup."""
-        return (
-            not self.answered
-            and bool(self.ret)
-            and (not self.waiting or self.ret == EAI_NONAME)
-            and 0 <= ts_ns - self.last_ns < NEXT_TRY_NS
-            and len(self.tries) < MAX_TRIES
-            and is_next_try(self.tries, name)
-        )
-
-    def ask(self, kind: int, ts_ns: int) -> None:
-        """Take in a question."""
-        self.kinds.add(kind)
-        self.asked_ns.setdefault(kind, ts_ns)
-
-    def due_ns(self) -> int:
-        """When it is decided at the latest."""
-        return self.last_ns + (GIVE_UP_NS if self.waiting or self.answered else HOLD_NS)
-
-
 @dataclass(slots=True)
 class _Stream:
     """One direction of a TCP connection to port 53."""
@@ -173,10 +93,7 @@ class _Stream:
 class _Asked:
     task: Task
     asked_ns: int
-    undecided: _Undecided | None
-
-
-_Process = tuple[int, int]
+    undecided: Undecided | None
 
 
 class DnsTable:
@@ -185,19 +102,18 @@ class DnsTable:
     def __init__(self) -> None:
         self._asked: OrderedDict[tuple[int, int], _Asked] = OrderedDict()
         # least recently answered first
-        self._answered: OrderedDict[_Process, deque[_Exchange]] = OrderedDict()
-        self._deadline_ns: int | None = None  # None: to be found
+        self._answered: OrderedDict[Process, deque[_Exchange]] = OrderedDict()
         self._count = 0
         self._bytes = 0
-        self._evicted: dict[_Process, Evicted] = {}
+        self._evicted: dict[Process, Evicted] = {}
         self._evicted_all_ns = 0  # the newest answer of a process of which none is kept any more
-        self._undecided: OrderedDict[tuple[_Process, bytes], _Undecided] = OrderedDict()
-        self._of_servers: OrderedDict[tuple[_Process, bytes], _Undecided] = OrderedDict()
+        self._undecided = UndecidedTable(most=MAX_UNDECIDED)
+        self._of_servers = UndecidedTable(most=MAX_OF_SERVERS)
         # the newest without records, of which a next try may follow
-        self._failing: OrderedDict[_Process, deque[_Undecided]] = OrderedDict()
+        self._failing: OrderedDict[Process, deque[Undecided]] = OrderedDict()
         self._streams: OrderedDict[tuple[int, bool], _Stream] = OrderedDict()
 
-    def __contains__(self, process: _Process) -> bool:
+    def __contains__(self, process: Process) -> bool:
         return process in self._answered
 
     def add(self, event: DnsEvent) -> None:
@@ -234,7 +150,6 @@ class DnsTable:
             stream.held = held
 
     def _question(self, key: tuple[int, int], event: DnsEvent, data: bytes) -> None:
-        self._deadline_ns = None
         undecided = None
         question = first_question(data)
         if question is not None and not event.flags & DnsFlag.INSIDE:
@@ -245,35 +160,36 @@ class DnsTable:
             undecided.waiting.add(key)
             undecided.ask(question[1], event.ts_ns)
         before = self._asked.pop(key, None)
-        if before is not None and before.undecided is not None:
-            before.undecided.waiting.discard(key)
-            if undecided is not None:
-                undecided.waiting.add(key)
+        earlier = before.undecided if before is not None else None
+        if earlier is not None and earlier is not undecided:
+            # its socket's memory and number are used again: what comes is another's answer
+            earlier.left(key)
+            self._undecided.changed(earlier)
+        if undecided is not None:
+            self._undecided.changed(undecided)
         self._asked[key] = _Asked(event.task, event.ts_ns, undecided)
         if len(self._asked) > MAX_QUESTIONS:
             oldest, asked = self._asked.popitem(last=False)
             if asked.undecided is not None:
-                asked.undecided.waiting.discard(oldest)
-                asked.undecided.answered = True  # whether it was, is not known
+                self._undecided.forget_question(asked.undecided, oldest)
 
-    def _undecided_of(self, event: DnsEvent, question: bytes, data: bytes) -> _Undecided:
+    def _undecided_of(self, event: DnsEvent, question: bytes, data: bytes) -> Undecided:
         task = event.task
-        name = ((task.pid, task.start_ns), question)
+        process = (task.pid, task.start_ns)
         # what a server asks to answer others is no failure of its own
-        server = event.flags & DnsFlag.SERVER
-        table, most = (
-            (self._of_servers, MAX_OF_SERVERS) if server else (self._undecided, MAX_UNDECIDED)
-        )
-        undecided = table.get(name)
+        server = bool(event.flags & DnsFlag.SERVER)
+        table = self._of_servers if server else self._undecided
+        undecided = table.get(process, question)
         if undecided is None or not undecided.follows(event.ts_ns):
-            undecided = table[name] = _Undecided(task, event.ts_ns, event.ts_ns, data)
-            if len(table) > most:
-                table.popitem(last=False)
+            undecided = Undecided(
+                task, event.ts_ns, event.ts_ns, data[:_QUESTION_BYTES], server=server
+            )
+            table.put(process, question, undecided)
         undecided.last_ns = event.ts_ns
         undecided.stub = bool(event.flags & DnsFlag.STUB)
         return undecided
 
-    def _try_before(self, event: DnsEvent, name: bytes, undecided: _Undecided) -> _Undecided | None:
+    def _try_before(self, event: DnsEvent, name: bytes, undecided: Undecided) -> Undecided | None:
         process = (event.task.pid, event.task.start_ns)
         return next(
             (
@@ -284,7 +200,7 @@ class DnsTable:
             None,
         )
 
-    def _note_failing(self, undecided: _Undecided) -> None:
+    def _note_failing(self, undecided: Undecided) -> None:
         process = (undecided.task.pid, undecided.task.start_ns)
         failing = self._failing.get(process)
         if failing is None:
@@ -304,12 +220,12 @@ class DnsTable:
         question = first_question(data)
         kind = question[1] if question else 0
         asked_ns = asked.asked_ns
-        self._deadline_ns = None
         if undecided is not None:
             asked_ns = min(asked_ns, undecided.asked_ns.get(kind, asked_ns))
             if not data[2] & _TRUNCATED_BIT:
                 undecided.asked_ns.pop(kind, None)
             undecided.waiting.discard(key)
+            undecided.unanswered = False
             undecided.last_ns = event.ts_ns
             rcode = data[3] & 15
             if not rcode and (data[6:8] != b"\0\0" or data[2] & _TRUNCATED_BIT):
@@ -320,6 +236,7 @@ class DnsTable:
                 undecided.ret = EAI_NONAME if rcode == _NXDOMAIN else EAI_AGAIN
             if not undecided.answered:
                 self._note_failing(undecided)
+            self._undecided.changed(undecided)
         process = (asked.task.pid, asked.task.start_ns)
         exchange = _Exchange(
             asked.task,
@@ -335,7 +252,7 @@ class DnsTable:
         )
         self._keep(process, exchange)
 
-    def _keep(self, process: _Process, exchange: _Exchange) -> None:
+    def _keep(self, process: Process, exchange: _Exchange) -> None:
         answers = self._answered.get(process)
         if answers is None:
             answers = self._answered[process] = deque()
@@ -356,7 +273,7 @@ class DnsTable:
                 self._let_go(oldest, evicted)
             del self._evicted[oldest]
 
-    def _let_go(self, process: _Process, exchange: _Exchange) -> None:
+    def _let_go(self, process: Process, exchange: _Exchange) -> None:
         self._evicted.setdefault(process, Evicted()).add(exchange.asked, exchange.answered_ns)
         self._count -= 1
         self._bytes -= exchange.size
@@ -365,67 +282,22 @@ class DnsTable:
 
     def deadline_ns(self) -> int | None:
         """When :meth:`failures` may have something at the earliest."""
-        if self._deadline_ns is None:
-            self._deadline_ns = min(
-                (
-                    max(x.due_ns() for _, x in tries)
-                    for tries in self._tries()
-                    if not any(x.answered for _, x in tries)
-                ),
-                default=_NEVER,
-            )
-        return None if self._deadline_ns == _NEVER else self._deadline_ns
+        return self._undecided.deadline_ns()
 
     def failures(self, now_ns: int) -> list[Lookup]:
         """Return the lookups that have failed by now, and let go of what is decided."""
-        failed: list[Lookup] = []
-        if not self._undecided:
-            return failed
-        self._deadline_ns = None
-        for tries in self._tries():
-            if all(x.due_ns() <= now_ns for _, x in tries):
-                for key, _ in tries:
-                    del self._undecided[key]
-                if not any(x.answered for _, x in tries):
-                    failed.append(_failed_lookup([x for _, x in tries]))
-        return failed
+        return [_failed_lookup(tries) for tries in self._undecided.failures(now_ns)]
 
-    # The undecided, those of one lookup together.
-    def _tries(self) -> list[list[tuple[tuple[_Process, bytes], _Undecided]]]:
-        groups: list[list[tuple[tuple[_Process, bytes], _Undecided]]] = []
-        by_root: dict[int, list[tuple[tuple[_Process, bytes], _Undecided]]] = {}
-        for key, undecided in sorted(self._undecided.items(), key=lambda item: item[0]):
-            process, name = key
-            root = id(undecided.root or undecided)
-            if root in by_root:
-                by_root[root].append((key, undecided))
-                continue
-            if groups:
-                (owner, stem), first = groups[-1][0]
-                if (
-                    owner == process
-                    and name.startswith(stem[:-1])  # without the root's label
-                    and abs(undecided.first_ns - first.first_ns) < GIVE_UP_NS
-                    # a search list ends with success, and the next try follows at once
-                    and (
-                        not first.answered or 0 <= first.first_ns - undecided.last_ns < NEXT_TRY_NS
-                    )
-                ):
-                    groups[-1].append((key, undecided))
-                    by_root[root] = groups[-1]
-                    continue
-            groups.append([(key, undecided)])
-            by_root[root] = groups[-1]
-        return groups
+    @property
+    def dropped(self) -> int:
+        """Lookups of which nobody will know whether they failed: there were too many at a time."""
+        return self._undecided.dropped
 
-    def process_ended(self, process: _Process, now_ns: int) -> None:
+    def process_ended(self, process: Process, now_ns: int) -> None:
         """What a process left without an answer has failed."""
-        for (owner, _), undecided in self._undecided.items():
-            if owner == process and undecided.waiting:
-                self._deadline_ns = None
-                undecided.last_ns = min(undecided.last_ns, now_ns - GIVE_UP_NS)
+        self._undecided.process_ended(process, now_ns)
 
-    def forget(self, process: _Process, ended_ns: int) -> None:
+    def forget(self, process: Process, ended_ns: int) -> None:
         """Drop what a process was answered that ended, unless others of its threads went on."""
         self._failing.pop(process, None)
         answers = self._answered.get(process)
@@ -439,7 +311,7 @@ class DnsTable:
     # -- names of connections -----------------------------------------------------------------
 
     def join(
-        self, conn: ConnEvent, asked: Ask, process: _Process | None = None, by_ns: int = 0
+        self, conn: ConnEvent, asked: Ask, process: Process | None = None, by_ns: int = 0
     ) -> Join | None:
         """The newest exchange of the connection's process that gave its address, as a lookup; None
         where none did, or where several names did and the connection asks for none of them: a
@@ -492,7 +364,7 @@ class DnsTable:
         known = self._known(conn, (conn.pid, conn.start_ns), conn.connect_ns)
         return any(key in x.keys for x in known)
 
-    def _known(self, conn: ConnEvent, process: _Process, by_ns: int) -> list[_Exchange]:
+    def _known(self, conn: ConnEvent, process: Process, by_ns: int) -> list[_Exchange]:
         known = [
             x
             for x in self._answered.get(process, ())
@@ -561,10 +433,10 @@ def _parts_of(newest: _Exchange, known: list[_Exchange]) -> list[_Exchange]:
     return sorted(parts, key=lambda x: x.asked_ns)
 
 
-def _failed_lookup(tries: list[_Undecided]) -> Lookup:
+def _failed_lookup(tries: list[Undecided]) -> Lookup:
     first = min(tries, key=lambda x: len(x.raw))
     name, _ = parse_answer(first.raw)
-    waiting = any(x.waiting for x in tries)
+    waiting = any(x.is_pending for x in tries)
     return make_wire_lookup(
         first.task,
         name or "",

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitor.correlate import dns_wire
 from monitor.correlate.dns_wire import MAX_UNDECIDED, PER_PROCESS, DnsTable, parse_answer
+from monitor.correlate.undecided import UndecidedTable
 from monitor.decode import ConnFlag, DnsEvent, DnsFlag, ForkEvent, Task
 from tests.unit.events import (
     PID,
@@ -169,7 +171,8 @@ def test_an_answer_is_read_as_dnspython_reads_it(asked, records):
         assert parse_answer(wire[:-1]) == (None, [])
 
 
-def test_what_is_kept_is_bounded():
+def test_what_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(dns_wire, "MAX_QUESTIONS", 4096)
     table = DnsTable()
     for number in range(20_000):
         question, answer = messages("one.example", "A", A, number=number % 65_536)
@@ -433,11 +436,12 @@ def test_sni_tells_two_names_of_one_address_apart():
 
 def test_failures_are_bounded_and_quickly_told_apart():
     table = DnsTable()
-    for number in range(5_000):
+    for number in range(MAX_UNDECIDED + 500):
         for one in failing(f"n{number}.example", 3, number / 1000, number / 1000):
             table.add(one)
     begin = time.process_time()
     assert len(table.failures(at(10_000))) == MAX_UNDECIDED
+    assert table.dropped == 500
     assert table.failures(at(10_000)) == []
     assert time.process_time() - begin < 2
 
@@ -607,3 +611,75 @@ def test_a_child_connects_by_what_its_parent_was_answered():
     assert only(world.feed(conn(50_000, A, end=50_100, sk=3, **child, uid=33))).host is None
     world.feed(*exchange("two.example", "A", B, asked=60_000, answered=60_020))  # since the fork
     assert only(world.feed(conn(70_000, B, end=70_100, sk=4, **child))).host is None
+
+
+# -- questions that nobody answers -------------------------------------------------------------
+
+
+def by_process(one: DnsEvent, pid: int) -> DnsEvent:
+    return one._replace(task=one.task._replace(pid=pid, tid=pid))
+
+
+@pytest.mark.parametrize("ended_first", [True, False])
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_socket_and_number_used_again_make_no_lookup_of_negative_length(ended_first, answered):
+    """A process asks and ends without an answer; another's socket has the same memory."""
+    world = World()
+    first, second = PID, PID + 1
+    world.feed(event(messages("one.example", "A")[0], 0, received=False))
+    if ended_first:
+        world.feed(process_exit(1))
+    question, answer = messages("two.example", "A", A)
+    world.feed(by_process(event(question, 2, received=False), second))
+    if answered:
+        world.feed(event(answer, 3, received=True))
+    world.snapshot(50)
+    world.snapshot(20_000)
+    world.finish()
+    told = {record.pid: record for record in world.handed_out}
+    assert set(told) == ({first} if answered else {first, second})
+    for record in told.values():
+        assert (record.error, record.dns_us) == ("EAI_AGAIN", None)
+    assert told[first].host == "one.example"
+
+
+def test_a_question_asked_again_and_answered_has_failed_by_its_answer():
+    world = World()
+    question, answer = messages("one.example", "A")
+    world.feed(event(question, 0, received=False))
+    world.feed(by_process(event(messages("two.example", "A")[0], 1, received=False), PID + 1))
+    nothing = dns.message.from_wire(answer)
+    nothing.set_rcode(dns.rcode.NXDOMAIN)
+    world.feed(event(question, 2, received=False, sk=2))
+    world.feed(event(nothing.to_wire(), 7, received=True, sk=2))
+    world.snapshot(1000)
+    assert [(r.pid, r.error, r.dns_us) for r in world.handed_out] == [(PID, "EAI_NONAME", 7_000)]
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.booleans())
+def test_every_question_is_told_or_counted(most, asked, some_answered):
+    table = DnsTable()
+    table._undecided = UndecidedTable(most=most)
+    told = answered = 0
+    for number in range(asked):
+        question, answer = messages(f"n{number}.example", "A", A)
+        table.add(by_process(event(question, number, received=False, sk=number), number % 7))
+        if some_answered and not number % 3:
+            table.add(event(answer, number, received=True, sk=number))
+            answered += 1
+        told += len(table.failures(at(number)))
+    told += len(table.failures(at(60_000)))
+    assert told + table.dropped + answered == asked
+    assert table.deadline_ns() is None
+    assert not table._undecided._of_process
+
+
+def test_the_end_of_a_process_is_the_end_of_its_own_questions():
+    world = World()
+    for pid in range(1000, 1200):
+        data = messages(f"n{pid}.example", "A")[0]
+        world.feed(by_process(event(data, 0, received=False, sk=pid), pid))
+    world.feed(process_exit(5, pid=1042))
+    assert world.deadline_ms() is not None and world.deadline_ms() < 100
+    assert [record.pid for record in world.snapshot(100)] == [1042]
+    assert len(world.snapshot(16_000)) == 199
