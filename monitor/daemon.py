@@ -577,6 +577,9 @@ class Daemon:
         self.faults.guard(lambda: self._hand_out(self._core.finish()))
         self._note(self._losses.counted())
         self.out.flush()
+        dropped = self._core.lookups_dropped
+        if dropped:
+            say(f"{dropped} lookups without an answer had no room: there were too many at a time")
         if self._losses.total:
             say(f"{self._losses.total} events were lost: the ring or a map was full")
 

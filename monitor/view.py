@@ -122,7 +122,7 @@ class View:
             self.catch_up()
             now_ns = self.now_ns()
             collected = self.keep.stats.collect(query, self._open.groups(), now_ns)
-            lost = sum(self.kernel.lost().values())
+            lost = sum(self._lost().values())
         return {"v": 1, "at": _text(now_ns), "lost": lost, **collected.answer().to_dict()}
 
     # -- connections --------------------------------------------------------------------------
@@ -288,7 +288,7 @@ class View:
         """See :class:`monitor.api.routes.Source`."""
         with self.lock:
             self.catch_up()
-            lost = self.kernel.lost()
+            lost = self._lost()
             ended_unseen = self.leftovers.total() if self.leftovers is not None else 0
             hooks = [
                 {"name": name, "attached": why is None, "kind": kind, "why": why}
@@ -345,6 +345,10 @@ class View:
             },
             "unseen": unseen,
         }
+
+    # What the kernel side lost, and the correlator.
+    def _lost(self) -> dict[str, int]:
+        return {**self.kernel.lost(), "dns_full": self.core.lookups_dropped}
 
     # Which libraries others use, and why their sockets cannot be listed, is theirs to know.
     def _unseen(self, *, sees_all: bool) -> list[str]:
@@ -408,7 +412,7 @@ class View:
             version=monitor.__version__,
             kernel=os.uname().release,
             open=self._open_count(maps),
-            lost=self.kernel.lost(),
+            lost=self._lost(),
             maps=maps,
             history_records=history.records if history is not None else None,
             history_bytes=history.bytes if history is not None else None,

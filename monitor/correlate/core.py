@@ -160,6 +160,11 @@ class Correlator:
                 self._kin.executed(task)
         return []
 
+    @property
+    def lookups_dropped(self) -> int:
+        """Lookups on the wire of which nobody will know whether they failed."""
+        return self._dns.dropped
+
     def wants_snapshot(self) -> bool:
         """Whether open connections may need a lookup pinned, or are to be announced."""
         return self.live or self._lookup_since_snapshot

@@ -134,7 +134,7 @@ def test_what_is_open_has_what_is_older_than_the_daemon(monkeypatch, mapped, old
             live_failed=None,
             connection_batches=lambda: [memoryview(each) for each in entries],
         ),
-        core=SimpleNamespace(facts=SimpleNamespace(boot="aaaaaaaa")),
+        core=SimpleNamespace(facts=SimpleNamespace(boot="aaaaaaaa"), lookups_dropped=3),
         identities=None,
         prober=SimpleNamespace(report=Report(lookups_seen=True), pid=None),
         clock=None,
@@ -146,4 +146,6 @@ def test_what_is_open_has_what_is_older_than_the_daemon(monkeypatch, mapped, old
     )
     assert view.doctor(sees_all=True)["open"] == count
     assert view.doctor(sees_all=False)["open"] is None
+    assert view.doctor(sees_all=True)["lost"]["dns_full"] == 3
+    assert view.doctor(sees_all=True)["lost_total"] == 3
     assert f"\nconmond_open_connections {count}.0\n" in view.metrics().decode()
