@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.correlate import Clock
-from monitor.correlate.sockets import MAX_SOCKETS
+from monitor.correlate import Clock, sockets
 from monitor.decode import ConnEvent, ConnFlag, Library, Phase
 from tests.unit.events import (
     MS,
@@ -163,14 +162,15 @@ def test_two_that_begin_in_one_nanosecond_have_two_ids() -> None:
     assert len({record_of(c).id for c in others}) == len(others)
 
 
-@pytest.mark.parametrize("remembered", [0, MAX_SOCKETS - 2])
-def test_a_socket_that_is_connected_again_has_another_id(remembered) -> None:
+@pytest.mark.parametrize("others", [0, 62, 63, 64, 100])
+def test_a_socket_that_is_connected_again_has_another_id(others, monkeypatch) -> None:
+    monkeypatch.setattr(sockets, "MAX_SOCKETS", 64)  # of each generation
     first, second, third = (
         failed(at, "192.0.2.1", at + 5, err=111, cookie=77) for at in (1, 9, 90)
     )
     world = World()
     ids = [only(world.feed(first)).id]
-    for place in range(remembered):
+    for place in range(others):
         world.feed(conn(20, end=21, cookie=1000 + place))
     seen_open = world.core.describe(second._replace(end_ns=0, phase=Phase.SYN_SENT), None).id
     ids += [only(world.feed(each)).id for each in (second, third)]

@@ -499,6 +499,7 @@ def test_a_file_that_others_take_away_is_noticed_counted_and_begun_anew(tmp_path
     assert len(history.query(HistoryQuery()).bodies) == 2
     meddle(history.path)
     add(history, [record(3)])
+    history.flush(20)
     page = history.query(HistoryQuery())
     assert ids(page)[0] == "aaaaaaaa-3"
     assert history.status().enabled
@@ -533,6 +534,7 @@ def test_a_file_made_read_only_is_set_aside_and_another_begun(tmp_path, said, mo
         os, "access", lambda path, mode: os.stat(path).st_ino != inode and real(path, mode)
     )
     add(history, [record(2)])
+    history.flush(20)
     assert ids(history.query(HistoryQuery())) == ["aaaaaaaa-2"]
     assert history.dropped == 0
     assert "read-only" in said[0] and len(said) == 1
@@ -556,15 +558,16 @@ def test_a_file_that_cannot_even_be_moved_is_written_again_when_it_can(
             refuse() if os.fspath(path) == str(history.path) else real(path, *rest)
         ))  # fmt: skip
         add(history, [record(1)])
-        history.flush()
+        history.flush(20)
         assert "Read-only" in history.status().error
         add(history, [record(2)])
-        history.flush()
+        history.flush(20)
         assert history.dropped == 2
     end = time.monotonic() + 5
     while not history.status().enabled and time.monotonic() < end:
         time.sleep(0.01)
     add(history, [record(3)])
+    history.flush(20)
     assert ids(history.query(HistoryQuery())) == ["aaaaaaaa-3"]
     assert history.dropped == 2
     history.close()
