@@ -1,6 +1,8 @@
 """Ways to look a name up: the C library's other functions, musl, static programs, DNS over TCP."""
 
+import json
 import subprocess
+import sys
 
 import dns.rcode
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from tests.clients.expectations import Between, Within
 from tests.lab import world
 from tests.lab.netns import namespace
-from tests.lab.programs import SCRIPTS, run
+from tests.lab.programs import PYTHON, SCRIPTS, run
 from tests.lab.resolver import Name, Resolver
 from tests.lab.servers import Behaviour, Server
 
@@ -151,3 +153,29 @@ def test_questions_that_are_sent_on_to_another_port(watch):
             resolver.close()
     assert (record["host"], record["dns_source"], record["peer"]) == (host, "wire", "127.0.0.1")
     assert record["dns_us"] == Within(waited_us)
+
+
+def own_resolver(site, *names):
+    script = str(SCRIPTS / "own_resolver.py")
+    return [PYTHON, script, world.RESOLVER, str(site.port), *names]
+
+
+def test_a_search_list_is_one_lookup_from_its_first_question_on(lab, watch, site):
+    lab.name("api.ns.svc", rcode=dns.rcode.NXDOMAIN, delay_s=DNS_S)
+    host = lab.name("api.svc", world.FAR4, delay_s=DNS_S)
+    seen = watch.run(own_resolver(site, f"api.ns.svc.{world.DOMAIN}", host))
+    record = seen.record
+    assert (record["host"], record["dns_source"], record["state"]) == (host, "wire", "closed")
+    assert record["dns_us"] == Between(2 * DNS_S * 1e6, 3 * DNS_S * 1e6)
+
+
+def test_a_process_whose_first_lookup_failed_on_the_wire_is_one_row(lab, watch, site):
+    alone = lab.name("alone", rcode=dns.rcode.NXDOMAIN)
+    host = lab.name("found", world.FAR4)
+    seen = watch.run(own_resolver(site, alone, host), count=2)
+    assert {(r["host"], r["state"]) for r in seen.records} == {(alone, "failed"), (host, "closed")}
+    ps = [sys.executable, "-m", "monitor.cli.conmonctl", "ps", "--json"]
+    ps += ["--socket", watch.daemon.socket, "--pid", str(seen.done.pid)]
+    done = subprocess.run(ps, check=True, capture_output=True, text=True, cwd=SCRIPTS.parents[2])
+    rows = json.loads(done.stdout)["processes"]
+    assert len(rows) == 1, rows
