@@ -54,7 +54,8 @@ HELPER_NS: Final = 2_000_000_000
 HELPED_LATE_NS: Final = 10_000_000_000  # a connection may be told of so long after its begin
 PER_HELPED: Final = 32  # lookups kept by others for one process ...
 MAX_HELPED: Final = 2048  # ... and for so many processes
-MAX_FORKED: Final = 8192  # processes that go on with what others looked up
+MAX_FORKED: Final = 8192  # processes that go on with what others looked up ...
+MAX_CHILDREN: Final = 1024  # ... and of one, so that it takes no other's place
 GENERATIONS: Final = 4  # a daemon forks twice before it forks its workers
 
 
@@ -196,6 +197,8 @@ class LookupTable:
         parent, child = (event.parent, event.parent_start_ns), (event.pid, event.start_ns)
         before = self._forked.get(parent, ())
         if not (asked or before or parent in self._processes):
+            return
+        if self._forked_from.get(parent, 0) >= MAX_CHILDREN:
             return
         self.replaced(child)
         chain: Chain = ((parent, event.ts_ns), *before)[:GENERATIONS]

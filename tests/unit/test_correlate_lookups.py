@@ -702,12 +702,19 @@ def test_children_that_give_what_their_parent_kept_as_text_have_its_name(world: 
         assert only(world.snapshot(ms + 100)).host == "one.example"
 
 
-def test_forks_are_bounded(world: World) -> None:
-    world.feed(lookup(0, "one.example", A))
-    for number in range(9_000):
-        world.feed(fork(10, 10_000 + number, number))
-    assert len(world.core._lookups._forked) == 8_192
-    assert world.core._lookups._forked_from[(PID, START_NS)] == 8_192
+def test_forks_are_bounded_and_one_parents_take_no_others_place(world: World) -> None:
+    world.feed(lookup(0, "one.example", A), fork(6))
+    for parent in range(1, 10):
+        world.feed(lookup(0, "two.example", B, pid=parent, start_ns=parent))
+        for number in range(1_100):
+            child = 10_000 + 2_000 * parent + number
+            world.feed(fork(10, child, number, of=parent, of_start=parent))
+        if parent == 7:
+            assert only(world.feed(childs(5_000))).host == "one.example"
+    table = world.core._lookups
+    assert len(table._forked) == 8_192
+    assert table._forked_from[(9, 9)] == 1_024
+    assert sum(table._forked_from.values()) == 8_192
 
 
 def test_names_are_not_shared_across_users() -> None:
