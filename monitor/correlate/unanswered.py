@@ -65,7 +65,7 @@ def secured_in_vain_us(conn: ConnEvent, wire: Wire, tls: Tls) -> int | None:
         return None
     end_us = (conn.end_ns - conn.connect_ns) // 1000
     # HTTP/2's servers refuse by a frame that looks like any other; the program leaves upon it
-    if "h2" in (tls.alpn or ()) and conn.flags & ConnFlag.LOCAL_CLOSE:
+    if wire.h2_guess and conn.flags & ConnFlag.LOCAL_CLOSE:
         heard_us = max((r.at_us for r in conn.records() if r.flags & RecordFlag.RX), default=0)
         if heard_us >= wire.request_us and end_us - heard_us < SILENT_PEER_NS // 1000:
             return None
