@@ -321,7 +321,8 @@ def _tls_of(conn: ConnEvent, hellos: Hellos | None, wire: Wire) -> _TlsView:
 # what it learnt by it (many look at the certificate's name only then), or it was kept for later.
 def _unused(conn: ConnEvent, wire: Wire) -> bool:
     cut_off = conn.sk_err and not conn.flags & (ConnFlag.LOCAL_CLOSE | ConnFlag.RX_FIN)
-    return bool(conn.end_ns) and wire.unused and not cut_off
+    seen = conn.end_ns and not conn.flags & ConnFlag.END_UNSEEN
+    return bool(seen) and wire.unused and not cut_off
 
 
 def _tls_result(conn: ConnEvent, wire: Wire) -> tuple[str | None, str | None]:

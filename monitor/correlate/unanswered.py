@@ -33,7 +33,7 @@ def waited_in_vain_us(conn: ConnEvent) -> int | None:
     """Return how long a request in the clear was not answered; None where it was, or where it is
     not certain that it had to be."""
     flags = conn.flags
-    if not conn.end_ns or not conn.first_tx_ns or flags & ConnFlag.UDP:
+    if not _has_ended(conn) or not conn.first_tx_ns or flags & ConnFlag.UDP:
         return None
     inbound = flags & ConnFlag.INBOUND
     answered_bytes = conn.bytes_sent if inbound else conn.bytes_received
@@ -55,7 +55,7 @@ def waited_in_vain_us(conn: ConnEvent) -> int | None:
 
 def secured_in_vain_us(conn: ConnEvent, wire: Wire, tls: Tls) -> int | None:
     """Return the same of a request inside TLS."""
-    if not conn.end_ns or tls.result != "ok" or wire.request_us is None:
+    if not _has_ended(conn) or tls.result != "ok" or wire.request_us is None:
         return None
     if not _is_http(tls) or not _is_whole(conn):
         return None
@@ -92,6 +92,11 @@ def _is_http(tls: Tls) -> bool:
     return bool(tls.alpn) and _HTTP_PROTOCOLS.issuperset(tls.alpn or ())
 
 
+# Whether its end was seen: what came before one that was not may be an answer.
+def _has_ended(conn: ConnEvent) -> bool:
+    return bool(conn.end_ns) and not conn.flags & ConnFlag.END_UNSEEN
+
+
 # Whether no record is missing from the log, but for those after it was full.
 def _is_whole(conn: ConnEvent) -> bool:
-    return not conn.flags & (ConnFlag.RX_GAP | ConnFlag.TX_GAP)
+    return not conn.flags & (ConnFlag.RX_GAP | ConnFlag.TX_GAP | ConnFlag.FOLDED)

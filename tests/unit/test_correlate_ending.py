@@ -106,6 +106,15 @@ def test_one_that_is_open_has_not_failed() -> None:
     assert World().core.describe(opened, None).error is None
 
 
+def test_of_an_end_that_was_not_seen_nothing_is_said() -> None:
+    unseen = int(ConnFlag.END_UNSEEN)
+    record = record_of(asked(after=3000, flags=unseen))
+    assert (record.state, record.error) == ("closed", None)
+    assert after_handshake(flags=unseen).tls.result == "ok"
+    record = after_handshake(REQUEST, flags=unseen, end_ns=at(3000))
+    assert (record.state, record.error) == ("closed", None)
+
+
 def test_100_continue_is_no_answer() -> None:
     put = b"PUT /x HTTP/1.1\r\nExpect: 100-con"
     interim = {
@@ -208,7 +217,7 @@ def test_a_request_inside_tls_without_an_answer(flags, end, error) -> None:
         assert (record.txn_resp_us, record.turns) == (None, (0, 0, 0))
     answered = after_handshake(REQUEST, (71_000, 300, 23, True, True), flags=flags, end_ns=ended_ns)
     assert (answered.state, answered.error) == ("closed", None)
-    for uncertain in (int(ConnFlag.RX_GAP), int(ConnFlag.TX_GAP)):
+    for uncertain in (int(ConnFlag.RX_GAP), int(ConnFlag.TX_GAP), int(ConnFlag.FOLDED)):
         record = after_handshake(REQUEST, flags=flags | uncertain, end_ns=ended_ns)
         assert (record.state, record.error) == ("closed", None)
     # counted once the log was full
