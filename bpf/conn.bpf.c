@@ -397,6 +397,19 @@ static __always_inline bool is_another(struct conn_event *c, u64 sk)
 	return c->cookie && c->cookie != READ_FIELD(u64, sk, OFF_sock_common_skc_cookie);
 }
 
+/* Whether anything is to be noted of this change: for half of them no entry need be looked for. */
+static __always_inline bool is_noted(u32 state)
+{
+	const u32 noted = 1 << TCP_SYN_SENT | 1 << TCP_ESTABLISHED | 1 << TCP_FIN_WAIT1 |
+			  1 << TCP_CLOSE_WAIT | 1 << TCP_CLOSING | 1 << TCP_CLOSE;
+
+#ifdef INBOUND
+	if (state == TCP_LAST_ACK)
+		return 1;
+#endif
+	return noted >> (state & 31) & 1;
+}
+
 static __always_inline int on_state(struct bpf_raw_tracepoint_args *ctx, bool again)
 {
 	u64 sk = ctx->args[0];
@@ -454,8 +467,11 @@ static __always_inline int on_state(struct bpf_raw_tracepoint_args *ctx, bool ag
 int sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 {
 	int zero = 0;
-	struct state_change *seen = state_seen.lookup(&zero);
+	struct state_change *seen;
 
+	if (!is_noted(ctx->args[2]))
+		return 0;
+	seen = state_seen.lookup(&zero);
 	if (seen) {
 		seen->sk = ctx->args[0];
 		seen->state = ctx->args[2];
@@ -472,8 +488,11 @@ int sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 int sock_state_again(struct bpf_raw_tracepoint_args *ctx)
 {
 	int zero = 0;
-	struct state_change *seen = state_seen.lookup(&zero);
+	struct state_change *seen;
 
+	if (!is_noted(ctx->args[2]))
+		return 0;
+	seen = state_seen.lookup(&zero);
 	if (seen && seen->sk == ctx->args[0] && seen->state == ctx->args[2])
 		return 0;
 	return on_state(ctx, 1);

@@ -180,7 +180,7 @@ struct conn_event {
 	__u16 hello_tx_left; /* bytes of ClientHello still to copy */
 	__u16 hello_rx_left;
 	__u8 phase;       /* enum conn_phase */
-	__u8 tcp_state;   /* last TCP_ state */
+	__u8 tcp_state;   /* last TCP_ state that was noted: conn.bpf.c */
 	__u8 ssl_library; /* enum tls_library */
 	__u8 last_dir;    /* of the last payload: 0 none, 1 sent, 2 received */
 	__u8 alert_tx;    /* plaintext alert description + 1; 0 = none; 255 = encrypted */

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenNow", "OpenRow"]
 
 _SORTED_AT_ONCE: Final = 1024
+_NOTED_STATES: Final = (1, 2)  # ESTABLISHED, until either side closes, and SYN_SENT
 # Phase 0 is being made at this moment; later ones have ended.
 OPEN: Final = (Phase.CALLING, Phase.SYN_SENT, Phase.ESTABLISHED)
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -147,7 +148,9 @@ class OpenNow:
         if event.connect_ns != row.connect_ns or event.phase not in OPEN:
             return None  # its memory is another's by now, or it has ended
         if live is None:
-            return self.core.describe(event, None), _tcp_state(event.tcp_state), False
+            # of later states not all are noted, and what does not answer may be gone
+            state = event.tcp_state if event.tcp_state in _NOTED_STATES else 0
+            return self.core.describe(event, None), _tcp_state(state), False
         return self.core.describe(event, _tcp_of(live)), _tcp_state(live.tcp_state), False
 
     def find(self, cookie: int) -> int | None:
