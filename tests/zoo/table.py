@@ -296,7 +296,6 @@ SPECIES: tuple[Species, ...] = (
     _binary("seccomp_strict", NAME * 5 + "filter 0\nstrict 0\n", LOOKUP),
     _binary("shadow_stack", "warm.zoo.test 0 127.0.0.1\n" + TALK + NAME + TALK, LOOKUP),
     _binary("confined", f"0\n0\n0\n{NAME}", LOOKUP),
-    _binary("no_room", "ended 23\n", LOOKUP),
     _script("shells", PLAIN * 3, LOOKUP, "plain"),
     # Other ways to be linked and loaded
     Species(
@@ -358,6 +357,10 @@ SPECIES: tuple[Species, ...] = (
         needs=("node",),
     ),
     # What can be noticed
+    _binary(
+        "no_room", "ended 23\n", LOOKUP,
+        notices="no address is left for the page on which the kernel steps over a probe",
+    ),
     _binary(
         "own_text", "0 bytes differ\n", LOOKUP, notices="text in memory is compared with its file",
     ),

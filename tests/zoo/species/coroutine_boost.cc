@@ -6,7 +6,7 @@
 namespace ctx = boost::context;
 
 struct Fiber {
-	int fd = -1;
+	int fd = -1, result = -2;
 	bool done = false;
 	ctx::fiber self, home;
 };
@@ -39,14 +39,14 @@ int main() {
 	for (int i = 0; i < 3; i++) {
 		Fiber &fiber = fibers[i];
 		fiber.fd = zoo_connect(ports[i]);
-		fiber.self = ctx::fiber([&fiber, context, method, i](ctx::fiber &&home) {
+		fiber.self = ctx::fiber([&fiber, context, method](ctx::fiber &&home) {
 			fiber.home = std::move(home);
 			BIO *bio = BIO_new(method);
 			SSL *ssl = SSL_new(context);
 			BIO_set_data(bio, &fiber);
 			SSL_set_bio(ssl, bio, bio);
 			SSL_set_connect_state(ssl);
-			printf("%d: %d\n", i, SSL_do_handshake(ssl));
+			fiber.result = SSL_do_handshake(ssl);
 			fiber.done = true;
 			return std::move(fiber.home);
 		});
@@ -62,5 +62,7 @@ int main() {
 			}
 	}
 	ZOO_WITNESS_OPENSSL();
+	for (int i = 0; i < 3; i++)
+		printf("%d: %d\n", i, fibers[i].result);
 	puts("all done");
 }

@@ -49,6 +49,7 @@ void main() {
 	BIO_meth_set_write(method, &bioWrite);
 	BIO_meth_set_ctrl(method, &bioCtrl);
 	Fiber[] fibers;
+	int[3] results;
 	foreach (number, port; [4430, 4431, 4433]) {
 		sockaddr_in peer;
 		peer.sin_family = AF_INET;
@@ -64,8 +65,7 @@ void main() {
 				BIO_set_data(bio, cast(void*) cast(size_t) fd);
 				SSL_set_bio(ssl, bio, bio);
 				SSL_set_connect_state(ssl);
-				immutable result = SSL_do_handshake(ssl);
-				writefln("%d: %d", number, result);
+				results[number] = SSL_do_handshake(ssl);
 			}, 1 << 18);
 		}
 		fibers ~= body_(number, fd);
@@ -80,5 +80,7 @@ void main() {
 				left = true;
 			}
 	}
+	foreach (number, result; results)
+		writefln("%d: %d", number, result);
 	writeln("all done");
 }

@@ -6,7 +6,7 @@
 #define COROUTINES 3
 static ucontext_t home, coroutine[COROUTINES];
 static char stack[COROUTINES][1 << 18];
-static int fd[COROUTINES], done[COROUTINES];
+static int fd[COROUTINES], done[COROUTINES], result[COROUTINES];
 static SSL_CTX *context;
 static BIO_METHOD *method;
 
@@ -34,7 +34,7 @@ static void body(int i) {
 	BIO_set_data(bio, (void *)(long)i);
 	SSL_set_bio(ssl, bio, bio);
 	SSL_set_connect_state(ssl);
-	printf("%d: %d\n", i, SSL_do_handshake(ssl));
+	result[i] = SSL_do_handshake(ssl);
 	done[i] = 1;
 	swapcontext(&coroutine[i], &home);
 }
@@ -65,6 +65,8 @@ int main(void) {
 			}
 	}
 	ZOO_WITNESS_OPENSSL();
+	for (i = 0; i < COROUTINES; i++)
+		printf("%d: %d\n", i, result[i]);
 	puts("all done");
 	return 0;
 }

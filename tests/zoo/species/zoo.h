@@ -25,6 +25,11 @@
 #define TLS_AFTER_30_MS 4433
 #define ZOO_INT3 0xcc
 
+/* Probes stand within a function's first instructions, not always on the first. */
+static inline int zoo_has_probe(const void *address) {
+	return memchr(address, ZOO_INT3, 16) != NULL;
+}
+
 /* address: the function itself, not a stub in the caller's own file. */
 static inline void zoo_witness(const char *name, const void *address) {
 	const char *path = getenv("ZOO_WITNESS");
@@ -34,8 +39,7 @@ static inline void zoo_witness(const char *name, const void *address) {
 	if (!path || !address)
 		return;
 	fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-	length = snprintf(line, sizeof line, "%s %d\n", name,
-			  *(const volatile unsigned char *)address == ZOO_INT3);
+	length = snprintf(line, sizeof line, "%s %d\n", name, zoo_has_probe(address));
 	if (fd >= 0) {
 		if (write(fd, line, length) < 0)
 			perror("witness");
@@ -47,7 +51,7 @@ static inline void zoo_witness(const char *name, const void *address) {
 static inline void zoo_wait_for_probe(const void *address) {
 	int i;
 	if (getenv("ZOO_WAIT"))
-		for (i = 0; i < 300 && *(const volatile unsigned char *)address != ZOO_INT3; i++)
+		for (i = 0; i < 300 && !zoo_has_probe(address); i++)
 			usleep(1000);
 }
 
