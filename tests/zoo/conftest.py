@@ -15,7 +15,7 @@ from tests.lab.daemon import Daemon, DaemonError
 from tests.zoo.keeper import Keeper, Phase
 from tests.zoo.table import SPECIES
 
-ROUNDS = int(os.environ.get("CONMOND_ZOO", "2"))
+ROUNDS = max(2, int(os.environ.get("CONMOND_ZOO", "2")))
 STOPPED_S = float(os.environ.get("CONMOND_ZOO_STOPPED", "1" if ROUNDS < 100 else "30"))
 END_S = 60.0  # how soon it ends is for the tests of conmond itself
 

@@ -292,7 +292,7 @@ SPECIES: tuple[Species, ...] = (
         probes=OPENSSL,
         builds=("sanitized",),
     ),
-    _binary("plain-asan", PLAIN, LOOKUP),
+    _binary("plain-asan", PLAIN, LOOKUP, mute=True),
     _binary("seccomp_strict", NAME * 5 + "filter 0\nstrict 0\n", LOOKUP),
     _binary("shadow_stack", "warm.zoo.test 0 127.0.0.1\n" + TALK + NAME + TALK, LOOKUP),
     _binary("confined", f"0\n0\n0\n{NAME}", LOOKUP),

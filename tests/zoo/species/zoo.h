@@ -47,11 +47,12 @@ static inline void zoo_witness(const char *name, const void *address) {
 	}
 }
 
-/* A mapping that is new to conmond gets its probes some milliseconds later. */
+/* A mapping that is new to conmond gets its probes some milliseconds later. Every other round waits
+ * for them, so that it is certainly a probed one; the others are those whose time is compared. */
 static inline void zoo_wait_for_probe(const void *address) {
 	int i;
 	if (getenv("ZOO_WAIT"))
-		for (i = 0; i < 300 && !zoo_has_probe(address); i++)
+		for (i = 0; i < 1000 && !zoo_has_probe(address); i++)
 			usleep(1000);
 }
 
