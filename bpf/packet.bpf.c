@@ -333,7 +333,7 @@ static __always_inline bool is_interim(struct conn_event *c)
 }
 
 static __always_inline void note_answer_head(struct __sk_buff *skb, struct tcp_part *part,
-					     struct conn_event *c)
+					     struct conn_event *c, u64 now)
 {
 	u64 start;
 
@@ -346,6 +346,7 @@ static __always_inline void note_answer_head(struct __sk_buff *skb, struct tcp_p
 	    bpf_skb_load_bytes(skb, part->offset, &start, sizeof(start)) || !is_http1(start))
 		return;
 	c->rx_head_len = 0;
+	c->first_resp_ns = now;
 	copy_head(skb, part->offset, part->len, c->rx_head, &c->rx_head_len);
 }
 
@@ -548,7 +549,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, bool rx)
 			c->first_rx_ns = now;
 		if (!c->first_resp_ns && c->first_tx_ns)
 			c->first_resp_ns = now;
-		note_answer_head(skb, &part, c);
+		note_answer_head(skb, &part, c, now);
 		if (is_ssh_greeting(c)) {
 			c->first_tx_ns = 0;
 			c->first_resp_ns = 0;

@@ -80,6 +80,8 @@ def exchange_of(
     if (conn.rx_head_len or waited_us is not None) and not flags & ConnFlag.UDP:
         prot = parse_heads(conn.tx_head[: conn.tx_head_len], conn.rx_head[: conn.rx_head_len])
     is_http = prot is not None and prot["protocol"] == "http"
+    if is_http and _is_interim(conn.rx_head[: conn.rx_head_len]):
+        response_us = None  # the answer that counts was still to come
     return Exchange(
         unanswered_us=waited_us,
         asking=bool(flags & ConnFlag.TX_LATE) or (is_http and conn.last_dir == _DIR_TX),
@@ -89,6 +91,14 @@ def exchange_of(
         turns=Turns(conn.turn_count, conn.turn_sum_ns // 1000, conn.turn_max_ns // 1000),
         prot_specific=prot,
     )
+
+
+# An answer of HTTP/1.1 from 100 to 199 but for 101, as far as its first bytes go; one with the
+# next in the same packet is as good as that.
+def _is_interim(head: bytes) -> bool:
+    if not head.startswith(b"HTTP/1.") or head[8:10] != b" 1" or head[8:12] == b" 101":
+        return False
+    return len(head) > 11 and not head.partition(b"\r\n\r\n")[2].startswith(b"HTTP/")
 
 
 # Where the server speaks first, before TLS begins if it ever does.

@@ -360,10 +360,14 @@ class _Reader:
                 return doubtful[0], False
         return None, bool(doubtful)
 
-    # SETTINGS and answer in one record, unless it is small, and may be settings as nobody has them.
+    # SETTINGS and answer in one record, unless it may be a lone ticket, or is small and may be
+    # settings as nobody has them.
     def _answer_with_settings(self, opening: int) -> tuple[int | None, bool]:
         data = self.data
-        if data[opening][1] - self.after.rx_overhead > _SETTINGS_FAR:
+        at, length = data[opening][:2]
+        limit = self.after.ticket_limit_us
+        ticket = limit is not None and at <= limit and length <= _TICKET_MAX and not self.tickets
+        if length - self.after.rx_overhead > _SETTINGS_FAR and not ticket:
             return opening, False
         for index in range(opening + 1, len(data)):
             if not data[index][3]:
@@ -372,9 +376,10 @@ class _Reader:
             elif self._acks(_CONTROL[self.uploads], index) > _ACKS_MOST and not self.holds(
                 _NOTHING, index
             ):
-                if data[index][0] - data[opening][0] > SAME_US:
+                if data[index][0] - at > SAME_US:
                     return None, True
-                break
+                if not ticket:
+                    break
         return opening, False
 
     # How many acknowledgements a record holds at least that is one of these; more than there are

@@ -128,6 +128,8 @@ def test_an_interim_answer_is_not_the_answers_status(lab, watch, talk, upload, i
         "method": "PUT",
         "version": "1.1",
     }
+    assert record["txn_resp_us"] >= ANSWER_S * 1e6 + world.RTT_US
+    assert record["txn_source"] == "plain"
 
 
 BYTE_BY_BYTE = """

@@ -130,9 +130,14 @@ def test_an_interim_answer_alone_is_no_status(interim) -> None:
         tx_head=request.ljust(32), tx_head_len=len(request), rx_head=answer.ljust(32),
         rx_head_len=len(answer),
     )  # fmt: skip
-    assert record_of(connection).prot_specific == {  # and the record keeps to the schema
+    record = record_of(connection)
+    assert record.prot_specific == {  # and the record keeps to the schema
         "protocol": "http", "method": "PUT", "version": "1.1",
     }  # fmt: skip
+    assert (record.txn_resp_us, record.txn_source) == (None, None)
+    final = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1."  # in the same packet: its time is known
+    answered = record_of(connection._replace(rx_head=final, rx_head_len=32))
+    assert (answered.txn_resp_us, answered.txn_source) == (30_000, "plain")
 
 
 @settings(deadline=None, max_examples=300)
