@@ -76,7 +76,11 @@ def find_turns(after: After, client: ClientHello | None, server: ServerHello | N
             return turns
         if after.tx_overhead:
             first = first_turn(data, after, known=bool(chosen))
-    if first is None or (not first.certain and client is None):
+    # a lost ClientHello: HTTP/2 is then but a chance, which a body under way makes likely
+    unlikely = client is None and not any(
+        length > _TICKET_USUAL and not rx for _, length, _, rx, _ in data
+    )
+    if first is None or (not first.certain and unlikely):
         _one_after_the_other(data, turns, after, client)
         return turns
     if not first.certain:
