@@ -10,7 +10,7 @@ import os
 import sys
 
 INT3 = 0xCC
-FIRST = 16  # probes stand within a function's first instructions
+FIRST = 8  # probes stand within a function's first instructions
 LIBRARIES = {
     "getaddrinfo": "libc.so.6",
     "gethostbyname_r": "libc.so.6",

@@ -27,7 +27,7 @@
 
 /* Probes stand within a function's first instructions, not always on the first. */
 static inline int zoo_has_probe(const void *address) {
-	return memchr(address, ZOO_INT3, 16) != NULL;
+	return memchr(address, ZOO_INT3, 8) != NULL;
 }
 
 /* address: the function itself, not a stub in the caller's own file. */
