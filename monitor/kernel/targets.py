@@ -50,13 +50,14 @@ _REFRESH_NS: Final = 60_000_000_000  # how soon a library that was upgraded is u
 # Placing probes and taking them out takes 1 ms of CPU. A file that comes and goes more often than
 # so in a minute is left alone until the next.
 _MAX_COMINGS: Final = 30
-# From an exec to the new program's mappings, and from a look ahead to those of who made us look.
-_BETWEEN_NS: Final = 20_000_000
-_AHEAD_NS: Final = 200_000_000
+_BETWEEN_NS: Final = 20_000_000  # from an exec to the new program's mappings
+# A file that was written a moment ago may be written again: who builds and tries it does.
+_SETTLED_S: Final = 10.0
+_MAX_YOUNG: Final = 1024  # mappings of such files that wait
 # The programs that run another's code by translating it, as they are mapped.
 _TRANSLATOR: Final = re.compile(
-    rb"/(?:valgrind/[a-z0-9_-]+-(?:amd64|x86|arm64|arm|riscv64)-linux|qemu-(?!system)[a-z0-9_]+(?:-static)?"
-    rb"|libdynamorio[^/]*|pinbin|box64|FEXInterpreter)$"
+    rb"/(?:valgrind(?:\.bin)?|valgrind/[a-z0-9_-]+-(?:amd64|x86|arm64|arm|riscv64)-linux"
+    rb"|qemu-(?!system)[a-z0-9_]+(?:-static)?|libdynamorio[^/]*|pinbin|box64|FEXInterpreter)$"
 )
 
 
@@ -115,6 +116,7 @@ class Targets:
         standard: patterns of the system's own libraries.
         proc: where processes are listed.
         clock_ns: any clock; it only measures the budget.
+        settled_s: seconds after its last change that a file is left alone.
     """
 
     skip: set[mappings.Key]
@@ -122,9 +124,9 @@ class Targets:
     counts: Counter[str]
     """Files ``looked`` into, and of these ``go``, ``program``, ``unsupported``, ``excluded``,
     ``unsound`` (what they say of a function is not so), ``restless`` (they come and go), ``paused``
-    (met while a translator ran) and ``full`` (no room for more targets); files ``refused``; files
-    ``written`` to while they were probed; mappings ``deferred`` for want of budget, and ``dropped``
-    then."""
+    (met while a translator ran) and ``full`` (no room for more targets); ``young`` files, which are
+    looked into later; files ``refused``; files ``written`` to while they were probed; mappings
+    ``deferred`` for want of budget, and ``dropped`` then."""
 
     def __init__(
         self,
@@ -143,6 +145,7 @@ class Targets:
         standard: Sequence[str] = STANDARD,
         proc: str = "/proc",
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        settled_s: float = _SETTLED_S,
     ) -> None:
         self.skip = set()
         self.counts = Counter()
@@ -163,6 +166,8 @@ class Targets:
         self._unused: set[_Target] = set()  # have lost a user since they were last looked through
         self._refused: deque[TargetStatus] = deque(maxlen=_MAX_REFUSED)
         self._pending: deque[mappings.Mapping] = deque()
+        self._young: deque[tuple[int, mappings.Mapping]] = deque()
+        self._settled_s = settled_s
         self._period_start_ns = self._spent_ns = 0
         self._refreshed_ns: int | None = None
         self._scan_due = False
@@ -185,8 +190,12 @@ class Targets:
 
     def handle(self, events: Iterable[mappings.Event]) -> None:
         """Take in what `mappings.MappingWatch` has told."""
+        events = list(events)
+        gone = {event.pid for event in events if isinstance(event, mappings.Exit)}
         for event in events:
             match event:
+                case mappings.Mapping() if event.pid in gone:
+                    pass  # it has ended already
                 case mappings.Mapping():
                     if _TRANSLATOR.search(event.path):
                         self._pause(event.pid)
@@ -239,10 +248,14 @@ class Targets:
             self._comings.clear()
             self.skip.clear()  # what was of no interest may have been overwritten since
             self._pin_standard()
-        for pid in [pid for pid in self._translators if not os.path.exists(f"{self._proc}/{pid}")]:
+        for pid in [pid for pid in self._translators if not self._is_alive(pid)]:
             self._resume(pid)
-        for pid in [pid for pid in self._uses if not os.path.exists(f"{self._proc}/{pid}")]:
+        for pid in [pid for pid in self._uses if not self._is_alive(pid)]:
             self._leave(pid)
+        while self._young and self._young[0][0] <= now_ns:
+            mapping = self._young.popleft()[1]
+            if self._is_alive(mapping.pid):
+                self._mapped(mapping)
         if self._scan_due:
             self._scan_due = False
             self._rescan(limited=True)
@@ -261,6 +274,7 @@ class Targets:
         self._by_key.clear()
         self._uses.clear()
         self._pending.clear()
+        self._young.clear()
 
     # Translators
 
@@ -330,8 +344,10 @@ class Targets:
             except SourceError:
                 continue
             try:
-                if opened.identity not in self._targets:
-                    self._examine(opened, path, pinned=False)
+                if opened.identity not in self._targets and self._has_settled(opened.fd):
+                    target = self._examine(opened, path, pinned=False)
+                    if target is not None:
+                        self._use(mapping.pid, target)  # it is about to
             finally:
                 os.close(opened.fd)
 
@@ -349,7 +365,14 @@ class Targets:
             self._ignore(mapping.key)
             return
         try:
-            target = self._targets.get(opened.identity) or self._examine(opened, path, pinned=False)
+            target = self._targets.get(opened.identity)
+            if target is None and not self._has_settled(opened.fd):
+                self.counts["young"] += 1
+                if len(self._young) < _MAX_YOUNG:
+                    due_ns = self._clock_ns() + int(self._settled_s * 1e9)
+                    self._young.append((due_ns, mapping))
+                return
+            target = target or self._examine(opened, path, pinned=False)
         finally:
             os.close(opened.fd)
         if target is None or (target.pinned and not self._exclusions.about_processes):
@@ -359,6 +382,14 @@ class Targets:
             if not target.pinned or self._exclusions.about_processes:
                 self._by_key[mapping.key] = target
                 self._use(mapping.pid, target)
+                if not self._is_alive(mapping.pid):
+                    self._leave(mapping.pid)
+
+    def _is_alive(self, pid: int) -> bool:
+        return os.path.exists(f"{self._proc}/{pid}")
+
+    def _has_settled(self, fd: int) -> bool:
+        return not 0 <= time.time() - os.fstat(fd).st_ctime < self._settled_s
 
     def _ignore(self, key: mappings.Key) -> None:
         if len(self.skip) >= _MAX_KNOWN:
@@ -403,8 +434,7 @@ class Targets:
         self._comings[target.identity] += 1
         self._targets[target.identity] = target
         if not pinned:
-            self._unused.add(target)  # unless somebody uses it soon
-            target.free_at_ns = self._clock_ns() + _AHEAD_NS
+            self._unused.add(target)  # unless somebody uses it by the end of this turn
         return target
 
     # Why a file that has something to probe is left alone; None where it is not.

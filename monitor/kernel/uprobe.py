@@ -36,7 +36,7 @@ __all__ = [
 _WARM_NS: Final = 20_000_000  # how long a placed probe makes others quick
 _QUIET_NS: Final = 3_000_000_000
 _MAX_WARMING: Final = 64
-_MAX_CLOSING: Final = 8  # threads that wait for probes to be taken out
+_MAX_CLOSING: Final = 32  # threads that wait for probes to be taken out
 
 _PMU: Final = Path("/sys/bus/event_source/devices/uprobe")
 
@@ -113,8 +113,9 @@ def release(fds: Sequence[int]) -> None:
     """Close probes without waiting for them.
 
     The instruction is itself again at once, but then the kernel waits until every CPU has left
-    the probe, 100 ms each where that was measured. So an event loop leaves it to a few threads that
-    do nothing else. The descriptors are no longer the caller's.
+    the probe, 25 to 100 ms where that was measured; perf events (before Linux 6.6) one after the
+    other. So an event loop leaves it to threads that do nothing else. The descriptors are no longer
+    the caller's.
     """
     _closer.close(fds)
 

@@ -55,6 +55,7 @@ class Run:
             find_returns=self.disassembler.find,
             watch=self.files,
             standard=standard,
+            settled_s=0,
         )
         self.watch = MappingWatch(self.targets.skip)
         self.targets.start()

@@ -76,7 +76,11 @@ class World:
     """Processes, files and probes, none of them real but the files' content."""
 
     def __init__(
-        self, proc: Path, standard: tuple[str, ...] = (), exclude: tuple[str, ...] = ()
+        self,
+        proc: Path,
+        standard: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+        settled_s: float = 0,
     ) -> None:
         self.proc = proc
         self.files: dict[tuple[int, int], Path] = {}
@@ -97,7 +101,7 @@ class World:
             exclusions=Exclusions(exclude, proc=str(proc)),
             release=self.release, settle=lambda: None, opener=self.open,
             opener_own=self.open_own, scan=self.scan, standard=standard, proc=str(proc),
-            clock_ns=lambda: self.now_ns,
+            clock_ns=lambda: self.now_ns, settled_s=settled_s,
         )  # fmt: skip
 
     def file(self, path: Path, inode: int) -> Key:
@@ -222,6 +226,27 @@ def test_between_a_program_and_the_next_of_the_same_process_probes_stay(
     world.now_ns += 20_000_000
     world.targets.handle([])
     assert world.attached() == []
+
+
+def test_a_file_that_was_just_written_is_probed_once_it_has_settled(tmp_path: Path, build) -> None:
+    world = World(tmp_path, settled_s=3600)
+    libc = world.file(build(RESOLVER), 11)
+    world.targets.handle([*world.run(21, libc), *world.run(22, libc)])
+    assert world.attached() == [] and world.targets.counts["young"] == 2
+    world.targets.handle([world.end(22)])
+    world.targets._settled_s = 0
+    world.targets.sweep(world.now_ns + 3601 * SECOND)
+    assert world.attached() == BOTH_OF_RESOLVER
+    assert world.targets.status()[0].users == 1
+
+
+def test_what_a_process_mapped_that_has_ended_is_left_alone(world: World, build) -> None:
+    libc = world.file(build(RESOLVER), 11)
+    world.targets.handle([*world.run(21, libc), Exit(21)])
+    assert world.opened == 0
+    world.on_attach = lambda: (world.proc / "21").exists() and (world.proc / "21").rmdir()
+    world.targets.handle(world.run(21, libc))
+    assert world.attached() == [] and len(world.released) == 2
 
 
 def test_a_file_that_comes_and_goes_is_left_alone_for_a_while(world: World, build) -> None:
