@@ -114,6 +114,7 @@ def expected(case: Case) -> dict[str, Any]:
         "uid": 0,
         "unit": Holds("null unless systemd started the tester", _absent_or_text),
         "container": Holds("null unless the tester is in one", _absent_or_text),
+        "container_pid": Holds("null unless the tester is in one", _absent_or_number),
         "netns": case.lab.here.inode,
         "laddr": "fd66:3::1" if ipv6 else "10.66.3.1",
         "lport": case.witness.peer[1],
@@ -136,6 +137,7 @@ def expected(case: Case) -> dict[str, Any]:
         "tls_us": tls_us,
         "tls": Null("plain HTTP") if case.tls is None else _tls(case),
         "txn_resp_us": response,
+        "txn_source": "records" if case.tls else "plain",
         "greeting_us": Null("the client speaks first"),
         "turns": {"count": 1, "sum_us": response, "max_us": response},
         "prot_specific": (
@@ -242,6 +244,10 @@ def _during(text: Any, seen: Seen) -> bool:
         moment.utcoffset() == datetime.timedelta(0)
         and seen.began - 0.001 <= moment.timestamp() <= seen.ended + 0.001
     )
+
+
+def _absent_or_number(got: Any) -> bool:
+    return got is None or (isinstance(got, int) and got > 0)
 
 
 def _absent_or_text(got: Any) -> bool:
