@@ -63,7 +63,7 @@ def test_both_ends_of_one_connection(lab, both, tls, address):
         # the hello comes half a round trip later and the end is seen half a one later
         assert theirs["tls_us"] == Between(HELLO_S * 1e6, ours["tls_us"] + world.RTT_US)
     else:
-        assert theirs["host"] is None
+        assert (theirs["host"], theirs["host_source"]) == (host, "http")  # that it was asked for
         assert theirs["prot_specific"] == ours["prot_specific"]
     assert theirs["tcp"]["bytes_sent"] == Between(
         ours["tcp"]["bytes_received"], ours["tcp"]["bytes_received"] + 64

@@ -317,9 +317,10 @@ SPECIES: tuple[Species, ...] = (
     _binary("two_copies", "SSL_do_handshake 1\nmemfd 1\nSSL_do_handshake 1\n", OPENSSL),
     _with_own("patched_text", "sum 141208\n", "libpatched_text.so"),
     _binary("huge_text", NAME * 3, LOOKUP),
-    # Files, mounts, groups and namespaces that go
+    # Files, mounts, groups and namespaces that go. What was overwritten a moment ago is not probed:
+    # that is how it is kept from harm.
     _script(
-        "overwritten", "old ok\nold ok\nnew ok\nexit 0\nold ok\nexit 0\n" * 2, LOOKUP,
+        "overwritten", "old ok\nold ok\nnew ok\nexit 0\nold ok\nexit 0\n" * 2, frozenset(),
         "replaced-old", "replaced-new", *REPLACED,
     ),
     _script(
@@ -333,7 +334,7 @@ SPECIES: tuple[Species, ...] = (
     ),
     _script(
         "overwritten_otherwise",
-        "old ok\nnew ok\npiece 0\nold ok\nnew ok\nmapping 0\nold ok\nnew ok\nlink 0\n", LOOKUP,
+        "old ok\nnew ok\npiece 0\nold ok\nnew ok\nmapping 0\nold ok\nnew ok\nlink 0\n", frozenset(),
         *REPLACED, "write_in_place",
     ),
     _script("overlaid", f"{PLAIN}exit 0\n{PLAIN}exit 0\nunmounted\n", LOOKUP, "plain", mute=True),
