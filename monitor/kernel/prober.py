@@ -296,6 +296,9 @@ class _Work:
         except MonitorError as exc:
             self._missing = [str(exc)]
         self._tell(time.monotonic_ns())
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)  # what listing all mappings took
         poll = select.epoll()
         poll.register(self._channel.fileno(), select.EPOLLIN)
         poll.register(libraries.fileno(), select.EPOLLIN)

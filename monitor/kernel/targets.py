@@ -182,11 +182,9 @@ class Targets:
         The watch over mappings is to be open already, so that nothing falls between the two.
         """
         self._refreshed_ns = self._clock_ns()
-        found = list(self._scan())
-        self._translators = {each.pid for each in found if _TRANSLATOR.search(each.path)}
+        self._translators = {each.pid for each in self._scan() if _TRANSLATOR.search(each.path)}
         self._pin_standard()
-        for mapping in found:
-            self._mapped(mapping, limited=False)
+        self._rescan(limited=False)
 
     def handle(self, events: Iterable[mappings.Event]) -> None:
         """Take in what `mappings.MappingWatch` has told."""
