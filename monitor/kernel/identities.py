@@ -15,6 +15,7 @@ from typing import Any, Final
 from monitor.correlate.identity import Identity
 from monitor.correlate.text import printable_text
 from monitor.decode import ExecEvent
+from monitor.kernel.cached_stat import inode_of
 
 __all__ = ["ProcIdentities", "find_cgroup2", "unit_and_container"]
 
@@ -167,7 +168,7 @@ class ProcIdentities:
     def _linked(self, pid: int, ino: int) -> str | None:
         link = self._proc / str(pid) / "exe"
         try:
-            if os.stat(link).st_ino == ino:
+            if inode_of(link) == ino:
                 return printable_text(os.fsencode(os.readlink(link))).removesuffix(" (deleted)")
         except OSError:
             pass
@@ -185,7 +186,7 @@ class ProcIdentities:
             with open(self._proc / str(pid) / "cmdline", "rb") as file:
                 raw = file.read(MAX_CMDLINE_BYTES)
             # a pid alone could be another process by now
-            if raw and os.stat(self._proc / str(pid) / "exe").st_ino == ino:
+            if raw and inode_of(self._proc / str(pid) / "exe") == ino:
                 words = tuple(printable_text(word) for word in raw.rstrip(b"\0").split(b"\0"))
         except OSError:
             words = None
@@ -206,7 +207,7 @@ class ProcIdentities:
                 raw = file.read(_STATUS_BYTES)
             pids = raw.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()
             # a pid alone could be another process by now
-            if len(pids) > 1 and os.stat(self._proc / str(pid) / "exe").st_ino == ino:
+            if len(pids) > 1 and inode_of(self._proc / str(pid) / "exe") == ino:
                 inner = int(pids[-1])
         except (OSError, ValueError):
             inner = None
