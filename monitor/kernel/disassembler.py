@@ -27,7 +27,7 @@ __all__ = ["CHANNEL", "Disassembler", "Function"]
 
 CHANNEL: Final = 3  # the child's descriptor for questions
 MAX_MESSAGE: Final = 64 << 10
-_FILE: Final = "returns.json"
+_FILE: Final = "returns"
 _FORMAT: Final = 2
 _MAX_BYTES: Final = 4 << 20
 _MAX_KNOWN: Final = 2048  # functions; a library has one to three

@@ -12,15 +12,16 @@ from __future__ import annotations
 import base64
 import json
 import os
-import stat
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import source_hash
 from pathlib import Path
 from typing import Final
 
 from monitor.errors import LoadError
+from monitor.kernel.cache import CacheFolder
 
 __all__ = ["Image", "ImageCache", "MapSpec", "ProgramSpec", "Refusal"]
 
@@ -148,54 +149,34 @@ class ImageCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        named = os.environ.get("CACHE_DIRECTORY", "").split(":")[0]
-        self._folder = folder or Path(named or "/var/cache/conmond")
+        self._folder = CacheFolder(folder)
 
     def read(self, key: str) -> Image | None:
         """Return the image for a key; None if there is none that may be trusted."""
+        raw = self._folder.read(_name(key), _MAX_BYTES)
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+            return Image.from_json(raw) if raw is not None else None
+        except LoadError:
             return None
-        with open(fd, "rb") as file:
-            if not _only_ours(os.fstat(fd)) or not _only_ours(os.stat(self._folder)):
-                return None
-            try:
-                return Image.from_json(file.read(_MAX_BYTES))
-            except LoadError:
-                return None
 
     def write(self, key: str, image: Image) -> None:
         """Keep an image; one that cannot be kept is compiled again next time."""
-        path = self._path(key)
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not _only_ours(os.stat(self._folder)):
-                return
-            fresh = path.with_suffix(f".{os.getpid()}")
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
-                file.write(image.to_json())
-            fresh.rename(path)
+        self._folder.write(_name(key), image.to_json())
+        with suppress(OSError):
             self._forget_oldest()
-        except OSError:
-            return
 
     def drop(self, key: str) -> None:
         """Forget an image that this kernel refuses."""
-        self._path(key).unlink(missing_ok=True)
-
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.json"
+        self._folder.drop(_name(key))
 
     def _forget_oldest(self) -> None:
-        images = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        images = sorted(self._folder.path.glob(_name("*")), key=lambda path: path.stat().st_mtime)
         for path in images[:-_MAX_IMAGES]:
             path.unlink(missing_ok=True)
 
 
-def _only_ours(status: os.stat_result) -> bool:
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+def _name(key: str) -> str:
+    return f"{key}.json"
 
 
 def image_key(folder: Path, flags: list[str]) -> str:

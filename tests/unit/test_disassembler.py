@@ -81,12 +81,12 @@ def test_a_file_that_says_it_is_another_is_read_anew(library: Path, tmp_path: Pa
 )
 def test_a_damaged_cache_is_none(library: Path, tmp_path: Path, kept: bytes) -> None:
     cache = CacheFolder(tmp_path / "cache")
-    cache.write("returns.json", kept)
+    cache.write(disassembler._FILE, kept)
     reader = Disassembler(cache)
     found = ask(reader, library, "f")
     reader.close()
     assert isinstance(found["f"], Returns)
-    raw = cache.read("returns.json", 1 << 20)
+    raw = cache.read(disassembler._FILE, 1 << 20)
     assert raw is not None and json.loads(raw)["format"] == disassembler._FORMAT
 
 
