@@ -291,7 +291,10 @@ class LookupTable:
         """
         key = address_key(conn.family, conn.raddr)
         answers = list(self._answers(conn, key))
-        answers = [x for x in answers if x.service_port == conn.rport] or answers
+        # the address as such may be asked for with the port, the name before without it
+        same_port = [x for x in answers if x.service_port == conn.rport]
+        if any(not x.is_literal for x in same_port):
+            answers = same_port
         fits = [x for x in answers if not x.is_literal]
         if not fits:
             return None

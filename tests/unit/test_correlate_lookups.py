@@ -567,6 +567,15 @@ def test_an_address_that_was_looked_up_and_kept_as_text_has_its_name_each_time(
         assert (record.host, record.dns_age_us) == ("one.example", ms * 1_000 - 3_000)
 
 
+def test_an_address_kept_as_text_keeps_its_name_whatever_port_it_was_asked_for(
+    world: World,
+) -> None:
+    world.feed(lookup(0, "one.example", A, B, port=1), lookup(6, A, A, end=7, port=443))
+    assert world.feed(conn(12, A, end=40)) == []
+    record = only(world.snapshot(100))
+    assert (record.host, record.dns) == ("one.example", (A, B))
+
+
 def test_a_literal_of_a_thread_of_its_own_is_no_name(world: World) -> None:
     world.feed(lookup(0, "one.example", A, tid=50))
     assert only(world.feed(conn(10, A, end=20, tid=50))).host == "one.example"

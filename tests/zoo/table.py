@@ -324,7 +324,7 @@ SPECIES: tuple[Species, ...] = (
         "replaced-old", "replaced-new", *REPLACED,
     ),
     _script(
-        "upgraded", f"{SUM}{SUM}exit 0\nexit 0\n{SUM}{SUM}", LOOKUP, "based", "libbased.so",
+        "upgraded", f"{SUM}{SUM}exit 0\nexit 0\n{SUM}{SUM}", frozenset(), "based", "libbased.so",
     ),
     _script("unmounted", f"{PLAIN}exit 0\nunmounted\n", LOOKUP, "plain", mute=True),
     _script(
