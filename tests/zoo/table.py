@@ -279,6 +279,7 @@ SPECIES: tuple[Species, ...] = (
     _binary("single_stepped", "ended 42, entered once, steps many\n", LOOKUP),
     _script(
         "valgrinded", f"{NAME}{TALK}exit 0\n", UNPROBED, "inside", needs=("valgrind",), apart=True,
+        notices="probes may not be out yet when a translator comes to them: 1 of 6 rounds",
     ),
     _binary("other_probe", "counted 300\n", LOOKUP),
     _binary("trap_handler", "5 breakpoints, many steps, 0 failed\n", LOOKUP),
